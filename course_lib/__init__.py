@@ -1,0 +1,23 @@
+"""Medical image registration from scratch: the small library that the lessons grow.
+
+Read it floor by floor: ``spatial`` (fields and sampling), ``losses`` and ``metrics``, then
+``classical``, ``optimise`` and ``models``, then data, pictures and widgets.
+"""
+
+import os
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Torch's threads wait for one another by spinning. Where something else wants the processor too
+# (a browser, a second notebook), that makes small operations ten times slower and more; sleeping
+# costs next to nothing. Read once, when torch is imported, so this has to come before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> Any:
+    """``from course_lib import setup`` without importing torch for everybody else."""
+    if name == "setup":
+        return import_module("course_lib.runtime").setup
+    raise AttributeError(f"module 'course_lib' has no attribute {name!r}")
