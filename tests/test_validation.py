@@ -1,0 +1,537 @@
+"""Bad input: every public function names the argument, from its own code, never torch's.
+
+One row is one call: what is asked, and the word that the refusal must hold. A good call of each
+function stands beside its bad ones, so that a refusal cannot be the answer to everything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import course_lib
+from course_lib import losses, metrics, spatial, validation
+from course_lib.classical import affine
+from course_lib.datasets import Pair, brains, collate
+from course_lib.evaluation import table, warp_labels
+from course_lib.io import load_nifti
+from course_lib.optimise import refine
+
+LIBRARY = Path(course_lib.__file__).parent
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def ramp(*shape: int) -> torch.Tensor:
+    return torch.arange(float(np.prod(shape))).view(shape) / np.prod(shape)
+
+
+IMAGE, FIELD = ramp(2, 1, 12, 10), ramp(2, 2, 12, 10)
+VOLUME, FIELD3 = ramp(2, 1, 10, 11, 12), ramp(2, 3, 10, 11, 12)
+LABELS = (IMAGE * 4).long()
+MATRIX = torch.eye(2, 3).repeat(2, 1, 1)
+POINTS = ramp(2, 5, 2)
+MASK = torch.ones(2, 1, 12, 10)
+POSE = torch.eye(2, 3)[None]
+PAIR = Pair(IMAGE, IMAGE.flip(2), LABELS, LABELS.flip(2), FIELD, (1.0, 2.0))
+FAST = {"factors": (1,), "steps": 1, "similarity": losses.mse}
+
+
+def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    changed = tensor.clone()
+    changed[(0,) * changed.ndim] = value
+    return changed
+
+
+def bad_images(good: torch.Tensor, *, floating: bool = True) -> dict[str, object]:
+    """What is no ``(B, C, *spatial)``."""
+    bad = {
+        "a NumPy array": good.numpy(),
+        "a list": good.tolist(),
+        "None": None,
+        "a number": 3.0,
+        "rank 2": good[0, 0],
+        "rank 3": good[0],
+        "rank 6": good[None, None],
+        "no items": good[:0],
+        "no channels": good[:, :0],
+        "an axis of one voxel": good[..., :1],
+        "an axis of no voxels": good[..., :0],
+    }
+    return bad | ({"integers": good.long(), "booleans": good > 0} if floating else {})
+
+
+def bad_fields(good: torch.Tensor) -> dict[str, object]:
+    return bad_images(good) | {
+        "one channel too few": good[:, :1],
+        "one channel too many": torch.cat([good, good[:, :1]], dim=1),
+        "channels last": good.movedim(1, -1),
+        "complex": good.to(torch.complex64),
+    }
+
+
+def unlike(good: torch.Tensor) -> dict[str, object]:
+    """What is no partner of ``good``: another batch, another size, another device."""
+    return {
+        "another batch": good[:1],
+        "another size": good[:, :, :-1],
+        "axes swapped": good.transpose(2, 3),
+        "another device": good.to("meta"),
+    }
+
+
+BAD_SHAPES = {
+    "one axis": (5,),
+    "four axes": (2, 3, 4, 5),
+    "an axis of one": (5, 1),
+    "an axis of none": (0, 5),
+    "a negative axis": (-4, 5),
+    "fractions": (4.0, 5.0),
+    "booleans": (True, 5),
+    "words": "ab",
+    "a number": 5,
+    "None": None,
+}
+BAD_NUMBERS = {"NaN": NAN, "a word": "much", "None": None, "a list": [1.0, 2.0]}
+BAD_WHOLE = {"negative": -1, "a fraction": 1.5, "a boolean": True, "a word": "x", "None": None}
+BAD_SPACING = {
+    "one number": (1.0,),
+    "three numbers": (1.0, 1.0, 1.0),
+    "zero": (0.0, 1.0),
+    "negative": (-1.0, 1.0),
+    "NaN": (NAN, 1.0),
+    "infinite": (INF, 1.0),
+    "a number": 2.0,
+    "words": ("a", "b"),
+}
+BAD_MASKS = {
+    "a NumPy array": MASK.numpy(),
+    "another size": MASK[:, :, :-1],
+    "two channels": MASK.repeat(1, 2, 1, 1),
+    "another batch": MASK[:1],
+    "no channel": MASK[:, 0],
+    "another device": MASK.to("meta"),
+    "a number": 1,
+}
+BAD_METRIC_MASKS = BAD_MASKS | {
+    "empty": MASK * 0,
+    "empty for one item": MASK * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1),
+    "NaN": with_value(MASK, NAN),
+    "negative": -MASK,
+}
+BAD_LABELS = bad_images(LABELS, floating=False) | {
+    "floats": LABELS.float(),
+    "booleans": LABELS > 0,
+    "complex": LABELS.to(torch.complex64),
+    "negative": LABELS - 1,
+    "two channels": LABELS.repeat(1, 2, 1, 1),
+}
+BAD_MATRICES = {
+    "a NumPy array": MATRIX.numpy(),
+    "rank 2": MATRIX[0],
+    "square": MATRIX[:, :, :2],
+    "of 3D": torch.eye(3, 4)[None],
+    "integers": MATRIX.long(),
+    "None": None,
+}
+NOT_FINITE = {"NaN": NAN, "infinite": INF, "minus infinite": -INF}
+
+
+def rows() -> list[tuple[str, str, Callable[[], object], str]]:
+    """``(function, what is wrong, the call, the word that the refusal holds)``."""
+    found = []
+
+    def add(function: str, wrong: dict[str, object], word: str, call: Callable) -> None:
+        for what, value in wrong.items():
+            found.append((function, f"{word}: {what}", lambda v=value: call(v), word))
+
+    # spatial
+    add("identity_grid", BAD_SHAPES, "shape", lambda v: spatial.identity_grid(v))
+    bad_dtypes = {
+        "integer": torch.long,
+        "boolean": torch.bool,
+        "a word": "float32",
+        "NumPy's": np.float32,
+        "complex": torch.complex64,
+    }
+    add("identity_grid", bad_dtypes, "dtype", lambda v: spatial.identity_grid((3, 4), dtype=v))
+    bad_devices = {"unknown": "nowhere", "a list": [1]}
+    add("identity_grid", bad_devices, "device", lambda v: spatial.identity_grid((3, 4), device=v))
+    add("warp", bad_images(IMAGE), "image", lambda v: spatial.warp(v, FIELD))
+    nearest = bad_images(LABELS, floating=False)
+    add("warp", nearest, "image", lambda v: spatial.warp(v, FIELD, mode="nearest"))
+    add(
+        "warp",
+        {"another batch": IMAGE[:1], "a volume": VOLUME, "elsewhere": IMAGE.to("meta")},
+        "image",
+        lambda v: spatial.warp(v, FIELD),
+    )
+    add("warp", bad_fields(FIELD), "displacement", lambda v: spatial.warp(IMAGE, v))
+    add("warp", bad_fields(FIELD3), "displacement", lambda v: spatial.warp(VOLUME, v))
+    add(
+        "warp",
+        {"another batch": FIELD[:1], "of 3D": FIELD3, "elsewhere": FIELD.to("meta")},
+        "displacement",
+        lambda v: spatial.warp(IMAGE, v),
+    )
+    options = {"unknown": "bilinear", "None": None, "a number": 1, "a list": ["linear"]}
+    add("warp", options, "mode", lambda v: spatial.warp(IMAGE, FIELD, mode=v))
+    options = {"unknown": "reflection", "None": None, "a number": 0, "a list": ["zeros"]}
+    add("warp", options, "padding", lambda v: spatial.warp(IMAGE, FIELD, padding=v))
+    bad_points = {
+        "a NumPy array": POINTS.numpy(),
+        "rank 2": POINTS[0],
+        "another batch": POINTS[:1],
+        "of 3D": ramp(2, 5, 3),
+        "transposed": POINTS.mT,
+        "integers": POINTS.long(),
+        "elsewhere": POINTS.to("meta"),
+        "None": None,
+    }
+    add("warp_points", bad_points, "points", lambda v: spatial.warp_points(v, FIELD))
+    add("warp_points", bad_fields(FIELD), "displacement", lambda v: spatial.warp_points(POINTS, v))
+    add("compose", bad_fields(FIELD), "first", lambda v: spatial.compose(v, FIELD))
+    seconds = bad_fields(FIELD) | unlike(FIELD)
+    add("compose", seconds, "second", lambda v: spatial.compose(FIELD, v))
+    add("integrate", bad_fields(FIELD), "velocity", spatial.integrate)
+    add("integrate", BAD_WHOLE, "steps", lambda v: spatial.integrate(FIELD, v))
+    add("resize_image", bad_images(IMAGE), "image", lambda v: spatial.resize_image(v, (5, 6)))
+    three = {"three axes": (4, 5, 6)}
+    add("resize_image", BAD_SHAPES | three, "shape", lambda v: spatial.resize_image(IMAGE, v))
+    add(
+        "resize_displacement",
+        bad_fields(FIELD),
+        "displacement",
+        lambda v: spatial.resize_displacement(v, (5, 6)),
+    )
+    add(
+        "resize_displacement",
+        BAD_SHAPES | three,
+        "shape",
+        lambda v: spatial.resize_displacement(FIELD, v),
+    )
+    add("smooth", bad_images(IMAGE), "image", lambda v: spatial.smooth(v, 1.0))
+    add(
+        "smooth",
+        BAD_NUMBERS | {"negative": -1.0, "infinite": INF},
+        "sigma",
+        lambda v: spatial.smooth(IMAGE, v),
+    )
+    add(
+        "affine_displacement",
+        BAD_MATRICES,
+        "matrix",
+        lambda v: spatial.affine_displacement(v, (5, 6)),
+    )
+    add(
+        "affine_displacement", BAD_SHAPES, "shape", lambda v: spatial.affine_displacement(MATRIX, v)
+    )
+    add("jacobian", bad_fields(FIELD), "displacement", spatial.jacobian)
+    add("jacobian_determinant", bad_fields(FIELD3), "displacement", spatial.jacobian_determinant)
+
+    # losses
+    for loss in (losses.mse, losses.ncc, losses.lncc):
+        name = loss.__name__
+        add(name, bad_images(IMAGE), "warped", lambda v, f=loss: f(v, IMAGE))
+        add(name, bad_images(IMAGE), "fixed", lambda v, f=loss: f(IMAGE, v))
+        partners = unlike(IMAGE) | {"two channels": IMAGE.repeat(1, 2, 1, 1), "a volume": VOLUME}
+        add(name, partners, "warped", lambda v, f=loss: f(v, IMAGE))
+    windows = {
+        "even": 4,
+        "zero": 0,
+        "negative": -3,
+        "a fraction": 3.0,
+        "a boolean": True,
+        "larger than the image": 11,
+        "a word": "9",
+        "None": None,
+        "a tuple": (3, 3),
+    }
+    add("lncc", windows, "window", lambda v: losses.lncc(IMAGE, IMAGE, v))
+    add("lncc", BAD_MASKS, "mask", lambda v: losses.lncc(IMAGE, IMAGE, mask=v))
+    add("diffusion", bad_fields(FIELD), "displacement", losses.diffusion)
+
+    # metrics
+    add("dice", BAD_LABELS, "a", lambda v: metrics.dice(v, LABELS))
+    add("dice", BAD_LABELS | unlike(LABELS), "b", lambda v: metrics.dice(LABELS, v))
+    bad_values = {
+        "none": [],
+        "a number": 3,
+        "fractions": [1.5],
+        "words": ["a"],
+        "twice": [1, 1],
+        "nested": [[1, 2]],
+        "mixed": [1, None],
+    }
+    add("dice", bad_values, "values", lambda v: metrics.dice(LABELS, LABELS, v))
+    not_finite = {what: with_value(FIELD, value) for what, value in NOT_FINITE.items()}
+    add(
+        "endpoint_error",
+        bad_fields(FIELD) | not_finite,
+        "displacement",
+        lambda v: metrics.endpoint_error(v, FIELD),
+    )
+    add(
+        "endpoint_error",
+        bad_fields(FIELD) | not_finite | unlike(FIELD),
+        "truth",
+        lambda v: metrics.endpoint_error(FIELD, v),
+    )
+    add("endpoint_error", BAD_SPACING, "spacing", lambda v: metrics.endpoint_error(FIELD, FIELD, v))
+    add(
+        "endpoint_error",
+        BAD_METRIC_MASKS,
+        "mask",
+        lambda v: metrics.endpoint_error(FIELD, FIELD, mask=v),
+    )
+    add(
+        "folding_fraction", bad_fields(FIELD) | not_finite, "displacement", metrics.folding_fraction
+    )
+    add("folding_fraction", BAD_METRIC_MASKS, "mask", lambda v: metrics.folding_fraction(FIELD, v))
+    not_finite = {what: with_value(IMAGE, value) for what, value in NOT_FINITE.items()}
+    add("correlation", bad_images(IMAGE) | not_finite, "a", lambda v: metrics.correlation(v, IMAGE))
+    add(
+        "correlation",
+        bad_images(IMAGE) | not_finite | unlike(IMAGE),
+        "b",
+        lambda v: metrics.correlation(IMAGE, v),
+    )
+
+    # classical, optimise
+    bad_scales = BAD_NUMBERS | {"zero": 0, "negative": -1.0, "infinite": INF}
+    add("similarity_matrix", BAD_NUMBERS | {"infinite": INF}, "degrees", affine.similarity_matrix)
+    add("similarity_matrix", bad_scales, "scale", lambda v: affine.similarity_matrix(3, v))
+    bad_shifts = {
+        "one number": (1.0,),
+        "three numbers": (1.0, 2.0, 3.0),
+        "a number": 5,
+        "None": None,
+        "NaN": (NAN, 0.0),
+        "infinite": (INF, 0.0),
+        "words": ("a", "b"),
+    }
+    add("similarity_matrix", bad_shifts, "shift", lambda v: affine.similarity_matrix(3, 1.0, v))
+    bad_factor = {
+        "zero": 0,
+        "negative": -1,
+        "below one": 0.5,
+        "NaN": NAN,
+        "a word": "x",
+        "None": None,
+    }
+    add("pyramid", bad_factor, "factor", lambda v: affine.pyramid(IMAGE, v))
+    for factor in (1, 2):
+        add("pyramid", bad_images(IMAGE), "image", lambda v, f=factor: affine.pyramid(v, f))
+    add("resize_matrix", BAD_MATRICES, "matrix", lambda v: affine.resize_matrix(v, (4, 5), (6, 7)))
+    add("resize_matrix", BAD_SHAPES, "shape", lambda v: affine.resize_matrix(MATRIX, v, (6, 7)))
+    add("resize_matrix", BAD_SHAPES, "new_shape", lambda v: affine.resize_matrix(MATRIX, (6, 7), v))
+    bad_factors = {
+        "zero": (0,),
+        "negative": (-2,),
+        "below one": (0.5,),
+        "a number": 2,
+        "words": ("x",),
+        "None": None,
+    }
+    for function in (affine.register_affine, refine):
+        name = function.__name__
+
+        def call(moving=IMAGE, fixed=IMAGE, f=function, **options):
+            return f(moving, fixed, **{**FAST, **options})
+
+        add(name, bad_images(IMAGE), "fixed", lambda v, c=call: c(fixed=v))
+        add(name, bad_images(IMAGE) | unlike(IMAGE), "moving", lambda v, c=call: c(moving=v))
+        add(name, bad_factors, "factors", lambda v, c=call: c(factors=v))
+        add(name, BAD_WHOLE, "steps", lambda v, c=call: c(steps=v))
+        add(name, {"a word": "ncc", "None": None}, "similarity", lambda v, c=call: c(similarity=v))
+    bad_weights = BAD_NUMBERS | {"negative": -1, "infinite": INF}
+    add("refine", bad_weights, "weight", lambda v: refine(IMAGE, IMAGE, weight=v, **FAST))
+    starts = bad_fields(FIELD) | unlike(FIELD)
+    del starts["None"]  # which is a start from zero
+    add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
+
+    # io, datasets, evaluation (broken files: test_io.py)
+    add("load_nifti", {"None": None, "a number": 3, "a list": ["a.nii"]}, "path", load_nifti)
+    bad_ndim = {"one": 1, "four": 4, "a word": "2", "None": None, "a list": [2], "a boolean": True}
+    add("brains.pair", bad_ndim, "ndim", lambda v: brains.pair(0, v))
+    add("brains.pair", BAD_WHOLE | {"a list": [0]}, "seed", brains.pair)
+    add("brains.real_pair", bad_ndim, "ndim", brains.real_pair)
+    singular = {"singular": torch.tensor([[[1.0, 2, 0], [2, 4, 0]]]), "zero": POSE * 0}
+    bad_poses = (
+        dict(BAD_MATRICES)
+        | singular
+        | {
+            "two": POSE.repeat(2, 1, 1),
+            "NaN": with_value(POSE, NAN),
+            "infinite": with_value(POSE, INF),
+        }
+    )
+    del bad_poses["None"]  # which leaves the head where it is
+    add("brains.real_pair", bad_poses, "pose", lambda v: brains.real_pair(2, v))
+    volume = Pair(VOLUME, VOLUME)
+    add(
+        "collate",
+        {
+            "none": [],
+            "None": None,
+            "tensors": [IMAGE],
+            "other sizes": [PAIR, volume],
+            "other spacing": [PAIR, PAIR._replace(spacing=(1.0, 1.0))],
+            "other channels": [PAIR, PAIR._replace(moving=FIELD, fixed=FIELD)],
+            "other moving": [PAIR, PAIR._replace(moving=IMAGE[..., :5])],
+        },
+        "pairs",
+        collate,
+    )
+    add(
+        "table",
+        bad_fields(FIELD) | unlike(FIELD),
+        "displacement",
+        lambda v: table({"mine": v}, PAIR),
+    )
+    add(
+        "table",
+        {"identity": {"identity": FIELD}, "a field": FIELD, "None": None},
+        "displacements",
+        lambda v: table(v, PAIR),
+    )
+    add("table", {"a field": FIELD, "None": None}, "pair", lambda v: table({"mine": FIELD}, v))
+    add(
+        "table",
+        {"a list": [1, 2], "a word": "gray"},
+        "structures",
+        lambda v: table({"mine": FIELD}, PAIR, v),
+    )
+    add("warp_labels", BAD_LABELS, "labels", lambda v: warp_labels(v, FIELD))
+    add("warp_labels", bad_fields(FIELD), "displacement", lambda v: warp_labels(LABELS, v))
+    return found
+
+
+ROWS = rows()
+
+
+@pytest.mark.parametrize(
+    ("call", "word"), [row[2:] for row in ROWS], ids=[f"{row[0]} {row[1]}" for row in ROWS]
+)
+def test_bad_input_is_refused_by_name(call, word):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    message = str(caught.value)
+    assert re.search(rf"\b{word}\b", message), f"does not name {word!r}: {message}"
+    assert len(message) < 400, message
+    where = Path(str(caught.traceback[-1].path))
+    assert where.is_relative_to(LIBRARY), f"raised by {where}, not by us: {message}"
+
+
+GOOD = {
+    "identity_grid": lambda: spatial.identity_grid((3, 4)),
+    "warp": lambda: spatial.warp(IMAGE, FIELD),
+    "warp_points": lambda: spatial.warp_points(POINTS, FIELD),
+    "compose": lambda: spatial.compose(FIELD, FIELD),
+    "integrate": lambda: spatial.integrate(FIELD, 2),
+    "resize_image": lambda: spatial.resize_image(IMAGE, (5, 6)),
+    "resize_displacement": lambda: spatial.resize_displacement(FIELD, (5, 6)),
+    "smooth": lambda: spatial.smooth(IMAGE, 1),
+    "affine_displacement": lambda: spatial.affine_displacement(MATRIX, (5, 6)),
+    "jacobian": lambda: spatial.jacobian(FIELD),
+    "jacobian_determinant": lambda: spatial.jacobian_determinant(FIELD3),
+    "mse": lambda: losses.mse(IMAGE, IMAGE),
+    "ncc": lambda: losses.ncc(IMAGE, IMAGE),
+    "lncc": lambda: losses.lncc(IMAGE, IMAGE, 9, mask=MASK),
+    "diffusion": lambda: losses.diffusion(FIELD),
+    "dice": lambda: metrics.dice(LABELS, LABELS, [1, 2]),
+    "endpoint_error": lambda: metrics.endpoint_error(FIELD, FIELD, (1.0, 2.0), MASK),
+    "folding_fraction": lambda: metrics.folding_fraction(FIELD, MASK),
+    "correlation": lambda: metrics.correlation(IMAGE, IMAGE),
+    "similarity_matrix": lambda: affine.similarity_matrix(3, 1.1, (1, 2)),
+    "pyramid": lambda: affine.pyramid(IMAGE, 2),
+    "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
+    "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
+    "refine": lambda: refine(IMAGE, IMAGE, FIELD, **FAST),
+    "load_nifti": lambda: load_nifti(LIBRARY / "data" / "mni152_tissues.nii.gz"),
+    "brains.pair": lambda: brains.pair(0),
+    "brains.real_pair": lambda: brains.real_pair(2, POSE),
+    "collate": lambda: collate([PAIR, PAIR]),
+    "table": lambda: table({"mine": FIELD}, PAIR, {1: "one"}),
+    "warp_labels": lambda: warp_labels(LABELS, FIELD),
+}
+
+
+@pytest.mark.parametrize("call", GOOD.values(), ids=GOOD)
+def test_the_good_call_beside_the_bad_ones_passes(call):
+    call()
+
+
+def test_the_table_knows_every_public_function():
+    modules = ["spatial", "losses", "metrics", "io", "optimise", "evaluation"]
+    modules += ["classical.affine", "datasets", "datasets.brains"]
+    public = set()
+    for name in modules:
+        module = import_module(f"course_lib.{name}")
+        for function, value in inspect.getmembers(module, inspect.isfunction):
+            if value.__module__ == module.__name__ and not function.startswith("_"):
+                public.add(f"brains.{function}" if name == "datasets.brains" else function)
+    helpers = {"require_schedule", "at_least_float32"}
+    assert public - helpers <= set(GOOD) and public - helpers <= {row[0] for row in ROWS}
+
+
+def test_floors_one_and_two_do_not_look_at_values():
+    # NaN passes through, so that they stay usable under autocast, torch.func and on every device.
+    broken, field = with_value(IMAGE, NAN), with_value(FIELD, NAN)
+    for value in (
+        losses.mse(broken, IMAGE),
+        losses.ncc(broken, IMAGE),
+        losses.lncc(broken, IMAGE),
+        losses.diffusion(field),
+        spatial.warp(broken, FIELD * 0).sum(),
+        spatial.jacobian_determinant(field).sum(),
+        spatial.smooth(broken, 1.0).sum(),
+    ):
+        assert bool(value.isnan())
+
+
+def test_refusals_say_what_was_expected_and_what_came():
+    for call, parts in (
+        (lambda: spatial.warp(IMAGE[0], FIELD), ["(B, C, *spatial)", "(1, 12, 10)"]),
+        (lambda: spatial.warp(LABELS, FIELD), ["floating", "int64"]),
+        (lambda: spatial.warp(IMAGE, FIELD[:, :1]), ["2 channels", "1"]),
+        (lambda: spatial.warp(IMAGE, FIELD, mode="cubic"), ["'linear'", "'nearest'", "'cubic'"]),
+        (lambda: losses.mse(IMAGE, IMAGE[:1]), ["(1, 1, 12, 10)", "(2, 1, 12, 10)"]),
+        (lambda: losses.mse(IMAGE, IMAGE.to("meta")), ["cpu", "meta"]),
+        (lambda: losses.lncc(IMAGE, IMAGE, 4), ["odd", "4", "(12, 10)"]),
+        (lambda: metrics.dice(LABELS.float(), LABELS), ["integer", "float32"]),
+        (lambda: metrics.correlation(with_value(IMAGE, NAN), IMAGE), ["finite", "1 NaN"]),
+        (lambda: metrics.endpoint_error(FIELD, FIELD, (1.0,)), ["2 positive numbers", "(1.0,)"]),
+        (lambda: spatial.identity_grid((5, 1)), ["at least 2", "(5, 1)"]),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call()
+        for part in parts:
+            assert part in str(caught.value)
+
+
+def test_the_requirements_give_back_what_they_promise():
+    assert validation.require_tensor("x", IMAGE) is IMAGE
+    assert validation.require_image("x", VOLUME) == (10, 11, 12)
+    assert validation.require_displacement("x", FIELD) == (12, 10)
+    assert validation.require_shape("x", [3, 4]) == (3, 4)
+    assert validation.require_mask("x", MASK, "image", IMAGE) is MASK
+    assert validation.require_spacing("x", None, 2) is None
+    assert validation.require_spacing("x", (1, 2.5), 2).tolist() == [1, 2.5]
+    assert validation.require_same("x", FIELD, "y", IMAGE, channels=False) is None
+    assert validation.require_finite("x", LABELS) is None
