@@ -1,0 +1,1 @@
+"""Registration without learning: one file a method."""

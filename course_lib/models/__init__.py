@@ -1,0 +1,1 @@
+"""Registration networks: one file a paper."""
