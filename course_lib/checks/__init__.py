@@ -1,0 +1,11 @@
+"""Exercise checks: one module a lesson, over the engine in ``core``.
+
+In an exercise::
+
+    from course_lib.checks import displacement_fields as check
+
+    check.warp(warp)                    # under the learner's function
+    warp = check.warp.or_reference(warp)
+    check.warp.hint()
+    check.warp.solution()
+"""

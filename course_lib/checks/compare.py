@@ -1,0 +1,264 @@
+"""Is a learner's result the expected one? Stage by stage, and in words if not.
+
+The stages are in the order in which a person would look: does it return anything, the right
+kind of thing, the right dtype, the right shape, finite numbers, the right numbers. Shapes are
+compared before values, so that nothing passes by broadcasting.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course_lib.checks.messages import SHOWN_IN_FULL, dtype_name, elements, kind, number
+
+STAGES = ("nothing", "type", "dtype", "shape", "finite", "values")
+
+
+class Problem(NamedTuple):
+    """What is wrong with one result: the stage that found it, and sentences about it."""
+
+    stage: str
+    text: str
+
+
+def tolerance(expected: Tensor, atol: float) -> float:
+    """Largest difference that still counts as equal: ``atol``, scaled for values above 1.
+
+    Scaled by the largest expected magnitude, not element by element: rounding in float32 goes
+    with the largest number in a sum, also where the result is small.
+    """
+    finite = wide(expected)[wide(expected).isfinite()].abs()
+    return atol * max(1.0, float(finite.max()) if finite.numel() else 1.0)
+
+
+def wide(array: Tensor | np.ndarray) -> Tensor:
+    """The array as a tensor in the widest precision there is."""
+    # A copy in C order, because torch cannot take NumPy's negative strides (np.flip).
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def snapshot(value: object) -> object:
+    """A copy of a result, so that what happens later cannot change what is compared."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, (tuple, list)):
+        return tuple(snapshot(item) for item in value)
+    return value
+
+
+def recast(got: object, expected: object) -> object:
+    """The result as the expected kind of array, dtype included, where no fraction is lost."""
+    if isinstance(got, (tuple, list)) and isinstance(expected, (tuple, list)):
+        alike = len(got) == len(expected)
+        return tuple(map(recast, got, expected)) if alike else got
+    arrays = (Tensor, np.ndarray)
+    if not (isinstance(got, arrays) and isinstance(expected, arrays)):
+        return got
+    model = expected if isinstance(expected, Tensor) else torch.from_numpy(expected)
+    if not (model.is_floating_point() or torch.equal(wide(got), wide(got).round())):
+        return got
+    tensor = wide(got).to(model.dtype)
+    return tensor if isinstance(expected, Tensor) else tensor.numpy()
+
+
+def plain(value: object) -> object:
+    """0-d tensors and NumPy scalars as the Python numbers they stand for."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two arguments are identical, NaN included; used to see changes in place."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (bool, int, float, str)):
+        return repr(one) == repr(other)  # == would find NaN different from itself
+    return True  # functions, models: two fresh ones cannot be told apart, nor need they be
+
+
+def compare(got: object, expected: object, atol: float) -> Problem | None:
+    """The first problem with ``got``, or None when it agrees with ``expected``.
+
+    Python numbers, NumPy scalars and 0-d tensors may stand for an expected Python number,
+    lists for tuples. Everything else must have the expected type.
+    """
+    if expected is not None and got is None:
+        what = "it returns nothing.\nIs a `return` missing?"
+        return Problem("nothing", f"{what} Expected {wanted(expected)}.")
+    if isinstance(expected, (tuple, list)):
+        return _compare_items(got, expected, atol)
+    if isinstance(expected, (Tensor, np.ndarray)):
+        return _compare_arrays(got, expected, atol)
+    return _compare_plain(plain(got), plain(expected), atol)
+
+
+def wanted(expected: object) -> str:
+    """What is expected, without giving values away: ``a tensor, (1, 1, 4, 5) float32``."""
+    if isinstance(expected, (Tensor, np.ndarray)):
+        return f"{kind(expected)}, {tuple(expected.shape)} {dtype_name(expected)}"
+    if isinstance(expected, (tuple, list)):
+        return f"a tuple of {len(expected)}"
+    return kind(plain(expected))
+
+
+def _compare_items(
+    got: object, expected: tuple[Any, ...] | list[Any], atol: float
+) -> Problem | None:
+    """Tuples and lists, item by item."""
+    if not isinstance(got, (tuple, list)):
+        return Problem("type", f"it returns {kind(got)}; expected {wanted(expected)}.")
+    if len(got) != len(expected):
+        return Problem("shape", f"it returns {len(got)} items; expected {len(expected)}.")
+    problems = [
+        Problem(found.stage, f"item {i} of what it returns: {found.text}")
+        for i, (one, other) in enumerate(zip(got, expected, strict=True))
+        if (found := compare(one, other, atol))
+    ]
+    return min(problems, key=lambda problem: STAGES.index(problem.stage), default=None)
+
+
+def _compare_plain(got: object, expected: object, atol: float) -> Problem | None:
+    """Python values: numbers within the tolerance, anything else exactly."""
+    if kind(got) != kind(expected):
+        clue = ""
+        if isinstance(got, Tensor):
+            clue = f"\nIts shape is {tuple(got.shape)}: reduce it to one number."
+        return Problem("type", f"it returns {kind(got)}; expected {kind(expected)}.{clue}")
+    if isinstance(got, (int, float)) and isinstance(expected, (int, float)):
+        if isinstance(expected, bool):
+            equal = got == expected
+        else:
+            ours, theirs = torch.tensor(float(expected)).double(), torch.tensor(float(got)).double()
+            return _finite_problem(theirs, ours) or _value_problem(theirs, ours, atol)
+    else:
+        equal = got == expected
+    text = f"expected {number(expected)}, got {number(got)}."
+    return None if equal else Problem("values", text)
+
+
+def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> Problem | None:
+    """Tensors and NumPy arrays, in the order of the stages."""
+    tensor = isinstance(expected, Tensor)
+    if not isinstance(got, Tensor if tensor else np.ndarray):
+        text = f"it returns {kind(got)}; expected {wanted(expected)}.{_type_clue(got, expected)}"
+        return Problem("type", text)
+    if tensor and got.device != expected.device:
+        return Problem("type", f"its result is on {got.device}; expected {expected.device}.")
+    if got.dtype != expected.dtype:
+        return Problem(
+            "dtype",
+            f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"
+            "Likely cause: something made inside the function has a dtype of its own;\n"
+            "take it from the input, as in dtype=x.dtype, or x.new_zeros(…).",
+        )
+    if tuple(got.shape) != tuple(expected.shape):
+        text = f"the shape is {tuple(got.shape)}; expected {tuple(expected.shape)}."
+        return Problem("shape", text + _shape_clue(tuple(got.shape), tuple(expected.shape)))
+    theirs, ours = wide(got), wide(expected)
+    return _finite_problem(theirs, ours) or _value_problem(theirs, ours, atol)
+
+
+def _type_clue(got: object, expected: Tensor | np.ndarray) -> str:
+    """What usually turns the expected array into what came."""
+    if isinstance(expected, Tensor) and isinstance(got, (float, int, np.generic)):
+        return "\nLikely cause: .item() or float(), which also cut the gradient."
+    if isinstance(expected, Tensor) and isinstance(got, np.ndarray):
+        return "\nLikely cause: .numpy(), which also cuts the gradient, or a NumPy function."
+    if isinstance(got, (tuple, list)):
+        return "\nReturn one array; a comma after `return x` makes a tuple."
+    return ""
+
+
+def _shape_clue(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What usually turns the expected shape into the one that came."""
+    if sorted(got) == sorted(expected):
+        return "\nThe same sizes in another order: look at the order of the axes."
+    if [n for n in got if n != 1] == [n for n in expected if n != 1]:
+        return (
+            "\nOnly axes of size 1 differ: keepdim=True, unsqueeze and squeeze put them in or out."
+        )
+    if len(got) < len(expected):
+        return (
+            f"\n{len(expected) - len(got)} axes are missing: was a sum or mean taken over too much?"
+        )
+    return ""
+
+
+def _finite_problem(got: Tensor, expected: Tensor) -> Problem | None:
+    """Values that are not finite although finite ones are expected."""
+    bad = ~got.isfinite() & expected.isfinite()
+    if not bad.any():
+        return None
+    index = tuple(int(i) for i in bad.nonzero()[0])
+    where = f", first at index {index}" if index else ""
+    name = "NaN" if got[index].isnan() else "infinite"
+    many = f"{int(bad.sum())} of {bad.numel()} values are" if bad.numel() > 1 else "the value is"
+    return Problem(
+        "finite",
+        f"{many} not finite (NaN or infinite){where}: {name}.\n"
+        "Likely cause: a division by zero, or the root or logarithm of a number below zero.",
+    )
+
+
+def differences(got: Tensor, expected: Tensor) -> Tensor:
+    """Absolute differences; 0 where both are the same NaN or infinity, infinite where one is."""
+    difference = (got - expected).abs()
+    equal = torch.isclose(got, expected, rtol=0, atol=0, equal_nan=True)
+    return torch.where(equal, 0.0, difference).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _value_problem(got: Tensor, expected: Tensor, atol: float) -> Problem | None:
+    """Values that differ: all of a few, the largest difference of many."""
+    limit = tolerance(expected, atol)
+    difference = differences(got, expected)
+    wrong = difference > limit
+    if not wrong.any():
+        return None
+    clue = _value_clue(got, expected, limit)
+    if got.ndim == 0:
+        return Problem(
+            "values", f"expected {number(expected.item())}, got {number(got.item())}.{clue}"
+        )
+    head = f"{int(wrong.sum())} of {wrong.numel()} values differ.\n"
+    if got.numel() <= SHOWN_IN_FULL:
+        return Problem("values", f"{head}Expected {elements(expected)}, got {elements(got)}.{clue}")
+    index = tuple(int(i) for i in (difference == difference.max()).nonzero()[0])
+    return Problem(
+        "values",
+        f"{head}The largest difference is at index {index}: expected "
+        f"{number(expected[index].item())}, got {number(got[index].item())}.{clue}",
+    )
+
+
+def _value_clue(got: Tensor, expected: Tensor, limit: float) -> str:
+    """A regularity that holds for every element: a fact about the result, not a guess."""
+    if not (got.isfinite().all() and expected.isfinite().all()) or got.is_complex():
+        return ""
+    if bool(((got + expected).abs() <= limit).all()):
+        return "\nYours has the opposite sign, everywhere."
+    if got.numel() == 1:
+        return ""  # one number is always a multiple of another
+    factor = float((got * expected).sum() / (expected * expected).sum().clamp_min(1e-30))
+    if abs(factor) > 1e-3 and bool(((got - factor * expected).abs() <= limit).all()):
+        return f"\nYours is {number(factor)} times what is expected, everywhere."
+    offset = float((got - expected).mean())
+    if bool((got - expected - offset).abs().max() <= limit):
+        much = "large" if offset > 0 else "small"
+        return f"\nYours is too {much} by {number(abs(offset))}, everywhere."
+    return ""
