@@ -1,0 +1,50 @@
+# Everything starts here: `make` alone lists what there is. Any POSIX shell, make 3.81 or newer.
+
+PYTHON ?= python3
+# Only from the command line: a PORT in the environment belongs to somebody else.
+PORT = 8888
+OPEN = yes
+TORCH_INDEX =
+SLUG =
+STALE =
+FORCE =
+PART =
+
+# `environment.py lab|dev` makes .venv ready (nothing to do: a blink), then becomes .venv's Python.
+setup = $(PYTHON) authoring/environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+need_python = command -v $(PYTHON) >/dev/null 2>&1 || \
+	{ echo "There is no $(PYTHON) here: install Python 3.11 or newer from https://www.python.org" \
+	"and run make again." >&2; exit 1; }
+
+.PHONY: help lab test build clean
+
+help:
+	@echo "make lab      open the course in JupyterLab (sets everything up the first time)"
+	@echo "                PORT=8890  another port          OPEN=no  do not open a browser"
+	@echo "                TORCH_INDEX=https://download.pytorch.org/whl/cpu  PyTorch from there"
+	@echo "make test     check everything: style, types, built notebooks, tests, notebooks run again"
+	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval)"
+	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
+	@echo "                SLUG=00_start_here  these only   STALE=1  also what the library outdated"
+	@echo "                FORCE=1  all of them"
+	@echo "make clean    remove caches and what a build left behind (never work/, never .venv)"
+
+lab:
+	@$(need_python)
+	@$(setup) lab --run -m authoring.lab --port $(PORT) $(if $(filter no,$(OPEN)),--no-browser)
+
+test:
+	@$(need_python)
+	@$(setup) dev --run -m authoring.test_all $(PART)
+
+build:
+	@$(need_python)
+	@$(setup) dev --run -m authoring.build $(SLUG) $(if $(STALE),--stale) $(if $(FORCE),--force)
+
+# work/ holds what learners wrote and .venv is slow to make again: neither is even looked into.
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@find . \( -path ./work -o -path './.venv*' -o -path ./.git \) -prune -o \
+	  \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.tmp' -o -name '*.pyc' \) \
+	  -prune -exec rm -rf {} +
+	@echo "Caches and build leftovers are gone; work/ and .venv are as they were."
