@@ -10,10 +10,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Torch's threads wait for one another by spinning. Where something else wants the processor too
-# (a browser, a second notebook), that makes small operations ten times slower and more; sleeping
-# costs next to nothing. Read once, when torch is imported, so this has to come before.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# On Linux, torch's threads wait for one another by spinning, for milliseconds. Where something else
+# wants the processor too (a browser, a second notebook), that makes small operations up to ten
+# times slower. Spinning briefly and then sleeping costs nothing on a quiet machine. Read once, when
+# torch is imported, so this has to come before.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def __getattr__(name: str) -> Any:

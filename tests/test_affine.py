@@ -29,15 +29,6 @@ SHAPES = {2: (48, 40), 3: (22, 28, 24)}
 lawful = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def blobs(shape, dtype=torch.float64, seed=0) -> Tensor:
     """An image without symmetry: seven blobs of different brightness about the center."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,15 +14,6 @@ from course_lib.spatial import affine_displacement, jacobian_determinant, warp
 SIZES = {2: (224, 192), 3: (96, 112, 96)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=[(2, 0), (2, 1), (2, 100), (2, 101), (3, 101)], ids=str)
 def cohort(request) -> tuple[Pair, Pair]:
     """A synthetic pair, as it is and without contrast, bias and noise."""
@@ -64,7 +55,8 @@ def test_the_true_displacement_makes_fixed_of_moving(cohort):
     _, clean = cohort
     left = (warp(clean.moving, clean.displacement) - clean.fixed).abs().mean()
     before = (clean.moving - clean.fixed).abs().mean()
-    assert left < 0.2 * before
+    # What is left is interpolation; composing the two maps in the wrong order leaves twice as much.
+    assert left < (0.1 if clean.fixed.ndim == 4 else 0.17) * before
     # Neither the opposite field nor swapped axes would do.
     for wrong in (-clean.displacement, clean.displacement.flip(1)):
         assert (warp(clean.moving, wrong) - clean.fixed).abs().mean() > 0.6 * before

@@ -16,15 +16,6 @@ SHAPES = [(10, 13), (9, 11, 10)]
 lawful = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(shape, batch=2, channels=1, dtype=torch.float64, seed=0) -> tuple[Tensor, Tensor]:
     """Two textured images that agree in part, another pair for each item of the batch."""
     generator = torch.Generator().manual_seed(seed)

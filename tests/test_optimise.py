@@ -13,15 +13,6 @@ from course_lib.spatial import resize_displacement, smooth, warp
 SHAPES = [(40, 34), (20, 22, 24)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_pair(shape, seed=0, batch=1, dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Moving, fixed and the true displacement of about two voxels."""
     generator = torch.Generator().manual_seed(seed)

@@ -28,15 +28,6 @@ LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On small tensors threads mostly wait for one another, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def ramp(*shape: int) -> torch.Tensor:
     return torch.arange(float(np.prod(shape))).view(shape) / np.prod(shape)
 
