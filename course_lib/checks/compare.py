@@ -49,7 +49,8 @@ def snapshot(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, (tuple, list)):
-        return tuple(snapshot(item) for item in value)
+        items = [snapshot(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 
@@ -126,7 +127,9 @@ def _compare_items(
     if len(got) != len(expected):
         return Problem("shape", f"it returns {len(got)} items; expected {len(expected)}.")
     problems = [
-        Problem(found.stage, f"item {i} of what it returns: {found.text}")
+        Problem(
+            found.stage, f"item {i} of the result: {found.text.replace('it returns', 'it is', 1)}"
+        )
         for i, (one, other) in enumerate(zip(got, expected, strict=True))
         if (found := compare(one, other, atol))
     ]
@@ -164,8 +167,9 @@ def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> 
         return Problem(
             "dtype",
             f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"
-            "Likely cause: something made inside the function has a dtype of its own;\n"
-            "take it from the input, as in dtype=x.dtype, or x.new_zeros(…).",
+            "Likely cause: something made inside the function has a dtype of its own (arange\n"
+            "counts in whole numbers). Say it there: "
+            f"dtype={'torch' if tensor else 'np'}.{dtype_name(expected)}, or an input's dtype.",
         )
     if tuple(got.shape) != tuple(expected.shape):
         text = f"the shape is {tuple(got.shape)}; expected {tuple(expected.shape)}."
@@ -179,9 +183,11 @@ def _type_clue(got: object, expected: Tensor | np.ndarray) -> str:
     if isinstance(expected, Tensor) and isinstance(got, (float, int, np.generic)):
         return "\nLikely cause: .item() or float(), which also cut the gradient."
     if isinstance(expected, Tensor) and isinstance(got, np.ndarray):
-        return "\nLikely cause: .numpy(), which also cuts the gradient, or a NumPy function."
-    if isinstance(got, (tuple, list)):
-        return "\nReturn one array; a comma after `return x` makes a tuple."
+        return "\nLikely cause: .numpy() or a NumPy function. torch.from_numpy leads back."
+    if isinstance(got, list):
+        return "\nReturn one array instead."
+    if isinstance(got, tuple):
+        return "\nReturn one array: stack joins several; a comma after `return x` makes a tuple."
     return ""
 
 
@@ -252,8 +258,8 @@ def _value_clue(got: Tensor, expected: Tensor, limit: float) -> str:
         return ""
     if bool(((got + expected).abs() <= limit).all()):
         return "\nYours has the opposite sign, everywhere."
-    if got.numel() == 1:
-        return ""  # one number is always a multiple of another
+    if got.numel() < 4:
+        return ""  # one number is always a multiple of another, and two nearly as often
     factor = float((got * expected).sum() / (expected * expected).sum().clamp_min(1e-30))
     if abs(factor) > 1e-3 and bool(((got - factor * expected).abs() <= limit).all()):
         return f"\nYours is {number(factor)} times what is expected, everywhere."

@@ -172,8 +172,7 @@ class Task(ABC):
         for i in range(first, self.opened):
             print(f"Hint {i + 1} of {len(self.hints)}: {self.hints[i]}")
         left = len(self.hints) - self.opened
-        if left:
-            print(f"({left} more: check.{self.name}.hint())")
+        print(f"({left} more: check.{self.name}.hint())" if left else "(There are no more.)")
 
     def solution(self) -> None:
         """Shows the solution, once the check has passed or after three tries."""
