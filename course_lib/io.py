@@ -1,5 +1,6 @@
 """Images in from files: NIfTI by nibabel, as tensors with their affine and spacing."""
 
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -7,8 +8,22 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from torch import Tensor
+
+# The ways in which nibabel and NumPy stumble over a broken file.
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    OSError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 
 class Volume(NamedTuple):
@@ -54,7 +69,7 @@ def load_nifti(path: str | PathLike[str]) -> Volume:
             raise ValueError(f"expected real numbers, got {loaded.get_data_dtype()}")
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
             values = np.asarray(loaded.dataobj, dtype=np.float32)
-    except Exception as error:  # nibabel has many ways to stumble over a broken file
+    except _UNREADABLE as error:
         raise ValueError(f"path: {file} is not a readable NIfTI file: {error}") from error
     values = values.reshape(_without_trailing_ones(values.shape))
     affine = np.asarray(loaded.affine, dtype=np.float64)

@@ -184,14 +184,14 @@ def arrows(
         title: above the picture.
     """
     spatial = require_displacement("displacement", displacement)
-    figure, (ax,) = _panels([title])
+    figure, (ax,) = _panels([title], size=1.5 * _PANEL)
     if background is not None:
         ax.imshow(_plane(background), cmap="gray", vmin=0, vmax=1.5)
     u = displacement[0].detach().cpu().numpy()
     i, j = (axis[::step, ::step] for axis in identity_grid(spatial).numpy())
     du, dv = u[1, ::step, ::step], u[0, ::step, ::step]  # quiver wants (x, y) = (j, i)
     # angles="xy", scale=1: the arrow ends exactly at x + u(x), also with i pointing down.
-    ax.quiver(j, i, du, dv, angles="xy", scale_units="xy", scale=1, color="#d55e00", width=0.005)
+    ax.quiver(j, i, du, dv, angles="xy", scale_units="xy", scale=1, color="#d55e00", width=0.006)
     ax.set_xlim(-0.5, spatial[1] - 0.5)
     ax.set_ylim(spatial[0] - 0.5, -0.5)
     ax.set_aspect("equal")
@@ -216,9 +216,11 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     return figure
 
 
-def _panels(titles: Mapping[str, Tensor] | Sequence[str]) -> tuple[Figure, list[Axes]]:
+def _panels(
+    titles: Mapping[str, Tensor] | Sequence[str], size: float = _PANEL
+) -> tuple[Figure, list[Axes]]:
     """A row of axes in voxels, one for each title."""
-    figure = Figure(figsize=(0.85 * _PANEL * len(titles) + 0.8, _PANEL), layout="constrained")
+    figure = Figure(figsize=(0.85 * size * len(titles) + 0.8, size), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)

@@ -70,7 +70,12 @@ def test_the_image_is_a_tensor_of_its_own(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as "the array is not writable"
         load_nifti(path).image.zero_()
-    np.testing.assert_array_equal(load_nifti(path).image[0, 0].numpy(), VALUES)
+    volume = load_nifti(path)
+    np.testing.assert_array_equal(volume.image[0, 0].numpy(), VALUES)
+    with path.open("r+b") as file:  # nor does it change with the file, which is only mapped
+        file.seek(352)
+        file.write(bytes(VALUES.nbytes))
+    np.testing.assert_array_equal(volume.image[0, 0].numpy(), VALUES)
 
 
 def test_nifti2_is_nifti_too(tmp_path):

@@ -1,9 +1,9 @@
 """Brains that ship with the course: a real person against a template, and a synthetic cohort.
 
-2D images are axial slices of 224 × 192 voxels of 1 mm, drawn as radiologists and textbooks show
-them: row 0 at the forehead, rows run to the back of the head. 3D images are 96 × 112 × 96 voxels of
-2 mm with axes left → right, back → front, bottom → top. ``course_lib/data/README.md`` tells where
-the images come from.
+2D images are axial slices of 224 × 192 voxels of 1 mm, seen from above: row 0 lies at the forehead,
+column 0 on the person's left (radiologists look from below and show it on the right). 3D images are
+96 × 112 × 96 voxels of 2 mm with axes left → right, back → front, bottom → top.
+``course_lib/data/README.md`` tells where the images come from.
 """
 
 from functools import lru_cache
@@ -100,7 +100,7 @@ def pair(seed: int, ndim: int = 2) -> Pair:
 def _require_truth(moving: Tensor, fixed: Tensor, displacement: Tensor) -> None:
     error = (warp(moving, displacement) - fixed).abs().mean()
     before = (moving - fixed).abs().mean()
-    assert error < 0.3 * before, f"the true displacement leaves {error / before:.0%} of the error"
+    assert error < 0.2 * before, f"the true displacement leaves {error / before:.0%} of the error"
 
 
 def _spacing(ndim: int) -> tuple[float, ...]:
