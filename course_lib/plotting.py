@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
+from course_lib.drawing import FOLD_RGB
 from course_lib.spatial import identity_grid, jacobian_determinant
 from course_lib.validation import require_displacement, require_image
 
-FOLD_COLOR = "#e6007e"
+_FOLD_COLOR = tuple(value / 255 for value in FOLD_RGB)
 _GRID_COLOR = "#56b4e9"
 _CURVE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#555555")
 _PANEL = 3.2  # inches
@@ -37,7 +38,7 @@ def show(figure: Figure, alt: str) -> None:
         figure: what to show.
         alt: what the picture shows, for screen readers and text-only terminals.
     """
-    display(_Picture(_png(figure), alt))
+    display(Still(_png(figure), alt))
 
 
 def _png(figure: Figure) -> bytes:
@@ -49,7 +50,7 @@ def _png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-class _Picture(NamedTuple):
+class Still(NamedTuple):
     """A picture that notebooks show with its alternative text, and terminals as that text."""
 
     png: bytes
@@ -157,7 +158,7 @@ def draw_grid(ax: Axes, displacement: Tensor, step: int = 8) -> None:
     for column in range(0, spatial[1], step):
         ax.plot(j[:, column], i[:, column], color=_GRID_COLOR, linewidth=0.6)
     folded = (jacobian_determinant(u)[0] <= 0).numpy()
-    ax.plot(j[folded], i[folded], ".", color=FOLD_COLOR, markersize=2)
+    ax.plot(j[folded], i[folded], ".", color=_FOLD_COLOR, markersize=2)
     ax.set_aspect("equal")
     ax.set_xlim(-0.5, spatial[1] - 0.5)
     ax.set_ylim(spatial[0] - 0.5, -0.5)
@@ -168,7 +169,7 @@ def draw_jacobian(ax: Axes, displacement: Tensor) -> AxesImage:
     det = jacobian_determinant(displacement[:1].detach().cpu().double())[0].numpy()
     drawn = ax.imshow(det, cmap="RdBu_r", vmin=0, vmax=2)
     # Paler below the range would read as "shrinks a lot"; a fold is another thing altogether.
-    ax.imshow(np.where(det <= 0, 1.0, np.nan), cmap=ListedColormap([FOLD_COLOR]), vmin=0, vmax=1)
+    ax.imshow(np.where(det <= 0, 1.0, np.nan), cmap=ListedColormap([_FOLD_COLOR]), vmin=0, vmax=1)
     return drawn
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import ipywidgets
 import torch
-from IPython.display import Image, display
+from IPython.display import Markdown, display
 from PIL.Image import Image as Picture
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from course_lib.drawing import (
     stack,
 )
 from course_lib.metrics import correlation, folding_fraction
+from course_lib.plotting import Still
 from course_lib.spatial import identity_grid, jacobian_determinant, warp
 from course_lib.validation import (
     require_displacement,
@@ -65,8 +66,8 @@ class Playground:
         """Show the sliders and their picture, then the still picture."""
         display(ipywidgets.VBox([*self.sliders.values(), self.picture]))
         # Apart from the widget: notebooks are stored without widgets, and this stays.
-        metadata = {"alt": self.caption}
-        display(Image(data=self.still(), format="png", metadata=metadata))
+        display(Markdown("*Three settings, for readers without a slider:*"))
+        display(Still(self.still(), self.caption))
 
 
 def deformation_explorer(image: Tensor, labels: Tensor | None = None) -> Playground:

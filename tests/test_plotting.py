@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from course_lib import plotting
+from course_lib.drawing import FOLD_RGB
 from course_lib.spatial import affine_displacement, identity_grid
 
 IMAGE = torch.rand(1, 1, 12, 9, generator=torch.Generator().manual_seed(0))
@@ -24,8 +25,7 @@ def drawn(figure: Figure) -> np.ndarray:
 
 
 def magenta(picture: np.ndarray) -> int:
-    wanted = np.array([int(plotting.FOLD_COLOR[k : k + 2], 16) for k in (1, 3, 5)])
-    return int((np.abs(picture - wanted).max(-1) < 8).sum())
+    return int((np.abs(picture - FOLD_RGB).max(-1) < 8).sum())
 
 
 def test_overlay_is_gray_where_images_agree() -> None:

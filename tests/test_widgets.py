@@ -381,8 +381,8 @@ class TestPlayground:
         monkeypatch.setattr(widgets, "display", shown.append)
         playground = make()
         playground._ipython_display_()
-        assert len(shown) == 2
-        box, still = shown
+        box, caption, still = shown
+        assert "without a slider" in caption.data
         assert isinstance(box, ipywidgets.VBox)
         assert list(box.children) == [*playground.sliders.values(), playground.picture]
         data, metadata = DisplayFormatter().format(still)
