@@ -51,7 +51,7 @@ show(
 #
 # **Predict**: an image has 3 rows and 5 columns. What is the shape of its identity grid, and what stands at `grid[:, 2, 3]`?
 
-# %%
+# %% tags=["nbval-check-output"]
 grid = identity_grid((3, 5))                                            # (2, 3, 5)
 print("shape:", tuple(grid.shape), "  at [:, 2, 3]:", grid[:, 2, 3].tolist())
 print("rows:\n", grid[0].int().numpy(), "\ncolumns:\n", grid[1].int().numpy(), sep="")
@@ -71,7 +71,7 @@ assert grid.shape == (2, 3, 5) and grid[:, 2, 3].tolist() == [2, 3]
 #
 # **Predict**: the moving image is black, with a bright dot at row 5, column 3. Let $u(x) = (2, 0)$ everywhere. The arrows point down. Does the dot move down, or up?
 
-# %%
+# %% tags=["nbval-check-output"]
 moving = torch.zeros(1, 1, 9, 7)
 moving[0, 0, 5, 3] = 1
 u = torch.zeros(1, 2, 9, 7)
@@ -141,7 +141,7 @@ assert torch.allclose(warp_by_loop(moving, u), warp(moving, u), atol=1e-5)
 #
 # **Predict**: after a warp by $u = (0.5, 0)$, how bright is the dot, and how many voxels does it cover?
 
-# %%
+# %% tags=["nbval-check-output"]
 half = torch.zeros_like(u)
 half[:, 0] = 0.5
 print(warp(moving, half)[0, 0, 3:7, 3].numpy().round(2))  # rows 3 to 6 of the dot's column
@@ -157,7 +157,7 @@ assert torch.allclose(warp(moving, half)[0, 0, 4:6, 3], torch.tensor([0.5, 0.5])
 #
 # **Predict**: the fixed image is the warped one from above, its dot at (3, 3). Where does the point (3, 3) lie in the moving image?
 
-# %%
+# %% tags=["nbval-check-output"]
 point = torch.tensor([[[3.0, 3.0]]])                                    # (B, N, D) = (1, 1, 2)
 print("in the moving image:", warp_points(point, u)[0, 0].tolist())
 assert warp_points(point, u)[0, 0].tolist() == [5, 3]
@@ -255,7 +255,7 @@ show(
 #
 # **Predict**: how many repetitions until $\varphi(\varphi^{-1}(y))$ is right to a hundredth of a voxel: 3, 10 or 100?
 
-# %%
+# %% tags=["nbval-check-output"]
 w, errors = np.zeros_like(u_1d), []
 for _ in range(30):
     w = -sample_1d(u_1d, x + w)
