@@ -37,8 +37,8 @@ except ImportError:
             return [str(self)]
 
     raise Stop(
-        "course_lib is not installed here, and this copy of the course does not know an address "
-        "to install it from. On your own computer, run `make lab` in the course's folder."
+        "course_lib is not installed for this kernel. Open the notebook by `make lab` (or `python "
+        "-m authoring.lab`) in the course's folder: its README says how to get there."
     ) from None"""
 
 INSTALL = """\

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from course_lib.datasets import Pair
 from course_lib.metrics import correlation, dice, endpoint_error, folding_fraction
 from course_lib.spatial import warp
-from course_lib.validation import require_displacement, require_labels, require_same
+from course_lib.validation import (
+    require_displacement,
+    require_finite,
+    require_labels,
+    require_same,
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,11 @@ def table(
         raise TypeError(f"pair: expected a Pair, got {type(pair).__name__}")
     if structures is not None and not isinstance(structures, Mapping):
         raise TypeError(f"structures: expected a dict, got {type(structures).__name__}")
-    for displacement in displacements.values():
-        require_displacement("displacement", displacement)
-        require_same("displacement", displacement, "the fixed image", pair.fixed, channels=False)
+    for method, displacement in displacements.items():
+        name = f"displacements[{method!r}]"
+        require_displacement(name, displacement)
+        require_same(name, displacement, "the fixed image", pair.fixed, channels=False)
+        require_finite(name, displacement)
     if "identity" in displacements:
         raise ValueError('displacements: "identity" is always in the table; use another name')
     zero = torch.zeros_like(pair.fixed[:, :1]).repeat_interleave(pair.fixed.ndim - 2, dim=1)
@@ -106,7 +113,7 @@ def table(
 def _row(displacement: Tensor, pair: Pair, structures: Mapping[int, str]) -> dict[str, float]:
     mask = None if pair.fixed_labels is None else pair.fixed_labels > 0
     row = {"correlation": correlation(warp(pair.moving, displacement), pair.fixed).mean()}
-    if pair.fixed_labels is not None and pair.moving_labels is not None:
+    if structures and pair.fixed_labels is not None and pair.moving_labels is not None:
         warped = warp_labels(pair.moving_labels, displacement)
         overlap = dice(warped, pair.fixed_labels, list(structures)).nanmean(0)
         row |= {f"Dice {name}": d for name, d in zip(structures.values(), overlap, strict=True)}
@@ -135,8 +142,8 @@ def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
     """
     require_labels("labels", labels)
     require_displacement("displacement", displacement)
-    values = torch.cat([labels.new_zeros(1), labels.flatten()]).unique()
-    index = torch.searchsorted(values, labels[:, 0].contiguous())
+    values = torch.cat([labels.new_zeros(1), labels.flatten()]).long().unique()
+    index = torch.searchsorted(values, labels[:, 0].long().contiguous())
     one_hot = F.one_hot(index, len(values)).movedim(-1, 1).to(displacement.dtype)
     # Outside the image every structure is 0; then argmax takes the first, the background.
-    return values[warp(one_hot, displacement).argmax(1, keepdim=True)]
+    return values[warp(one_hot, displacement).argmax(1, keepdim=True)].to(labels.dtype)

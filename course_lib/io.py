@@ -3,7 +3,7 @@
 import zlib
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -62,15 +62,16 @@ def load_nifti(path: str | PathLike[str]) -> Volume:
     if not file.is_file():
         raise FileNotFoundError(f"path: no such file: {file}")
     try:
-        loaded = nib.load(file)
-        if not isinstance(loaded, nib.Nifti1Image):
-            raise ValueError(f"path: expected a NIfTI image, got {type(loaded).__name__}: {file}")
-        if loaded.get_data_dtype().kind not in "iuf":
-            raise ValueError(f"expected real numbers, got {loaded.get_data_dtype()}")
+        loaded: Any = nib.load(file)
+        kind = loaded.get_data_dtype().kind if isinstance(loaded, nib.Nifti1Image) else ""
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
-            values = np.asarray(loaded.dataobj, dtype=np.float32)
+            values = np.asarray(loaded.dataobj, dtype=np.float32 if kind in "iuf" else None)
     except _UNREADABLE as error:
         raise ValueError(f"path: {file} is not a readable NIfTI file: {error}") from error
+    if not kind:
+        raise ValueError(f"path: expected a NIfTI image, got {type(loaded).__name__}: {file}")
+    if kind not in "iuf":
+        raise ValueError(f"path: expected real numbers, got {loaded.get_data_dtype()} in {file}")
     values = values.reshape(_without_trailing_ones(values.shape))
     affine = np.asarray(loaded.affine, dtype=np.float64)
     _require_sound(file, values, affine)

@@ -10,6 +10,7 @@ from course_lib.validation import (
     require_image,
     require_mask,
     require_same,
+    require_whole,
 )
 
 _EPSILON = 1e-5
@@ -95,17 +96,14 @@ def lncc(
     )
     a, b, aa, bb, ab = sums.chunk(5, dim=1)
     cross = ab - a * b / size
-    variances = (aa - a * a / size) * (bb - b * b / size)
-    cc = cross * cross / (variances + _EPSILON) if squared else cross / _root(variances)
+    # A flat window's variance is lost in rounding and may come out below zero: a quotient of noise.
+    variances = (aa - a * a / size).clamp(min=0) * (bb - b * b / size).clamp(min=0) + _EPSILON
+    cc = cross * cross / variances if squared else cross / variances.sqrt()
+    cc = cc.clamp(-1, 1)
     if mask is None:
         return -cc.mean()
     weights = require_mask("mask", mask, "fixed", fixed).to(cc.dtype).expand_as(cc)
     return -(cc * weights).sum() / weights.sum()
-
-
-def _root(variances: Tensor) -> Tensor:
-    # Rounding can leave a variance of a flat window slightly below zero.
-    return (variances.clamp(min=0) + _EPSILON).sqrt()
 
 
 def _window_sums(images: Tensor, window: int) -> Tensor:
@@ -119,9 +117,9 @@ def _window_sums(images: Tensor, window: int) -> Tensor:
 
 
 def diffusion(displacement: Tensor) -> Tensor:
-    """Mean over the axes of the mean squared forward difference: 0 for a constant field.
+    """Mean squared forward difference: 0 for a constant field.
 
-    ``1/D Σ_b mean(|u(x + e_b) − u(x)|²)``, where the mean is over components and voxels.
+    ``1/D Σ_b mean((u_a(x + e_b) − u_a(x))²)``, where the mean is over components ``a`` and voxels.
 
     Args:
         displacement: ``(B, D, *spatial)``, in voxels.
@@ -147,9 +145,7 @@ def _require_pair(warped: Tensor, fixed: Tensor) -> tuple[int, ...]:
 
 
 def _require_window(window: int, spatial: tuple[int, ...]) -> None:
-    if isinstance(window, bool) or not isinstance(window, int):
-        raise TypeError(f"window: expected an odd whole number, got {window!r}")
-    if window < 1 or window % 2 == 0 or window > min(spatial):
+    if require_whole("window", window, 1) % 2 == 0 or window > min(spatial):
         raise ValueError(
             f"window: expected an odd number from 1 to the smallest axis of {spatial}, got {window}"
         )

@@ -158,8 +158,14 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     require_finite("b", b)
     # In float64: the variance of a bright, flat image drowns in float32's rounding.
     x, y = a.flatten(1).double(), b.flatten(1).double()
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    return ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))).to(a.dtype)
+    return ((_unit(x) * _unit(y)).sum(1)).to(a.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each row without its mean, of length 1; NaN where nothing but rounding would be left."""
+    centered = x - x.mean(1, keepdim=True)
+    length = centered.norm(dim=1, keepdim=True)
+    return torch.where(length > 1e-12 * x.norm(dim=1, keepdim=True), centered / length, torch.nan)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -190,9 +190,9 @@ def arrows(
         ax.imshow(_plane(background), cmap="gray", vmin=0, vmax=1.5)
     u = displacement[0].detach().cpu().numpy()
     i, j = (axis[::step, ::step] for axis in identity_grid(spatial).numpy())
-    du, dv = u[1, ::step, ::step], u[0, ::step, ::step]  # quiver wants (x, y) = (j, i)
+    di, dj = u[:, ::step, ::step]  # quiver wants (x, y) = (j, i)
     # angles="xy", scale=1: the arrow ends exactly at x + u(x), also with i pointing down.
-    ax.quiver(j, i, du, dv, angles="xy", scale_units="xy", scale=1, color="#d55e00", width=0.006)
+    ax.quiver(j, i, dj, di, angles="xy", scale_units="xy", scale=1, color="#d55e00", width=0.006)
     ax.set_xlim(-0.5, spatial[1] - 0.5)
     ax.set_ylim(spatial[0] - 0.5, -0.5)
     ax.set_aspect("equal")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import course_lib
+from course_lib.validation import require_whole
 
 Profile = Literal["quick", "full"]
 T = TypeVar("T")
@@ -49,11 +50,10 @@ def setup(seed: int = 0) -> Course:
 
     Taught in lesson 00.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected a whole number of 0 or more, got {seed!r}")
+    seed = require_whole("seed", seed, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     profile = _profile(device)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**63)
     np.random.seed(seed % 2**32)  # for libraries that draw from NumPy's global generator
     print(
         f"course_lib {course_lib.__version__}, Python {platform.python_version()}, "

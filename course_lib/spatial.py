@@ -33,6 +33,8 @@ from course_lib.validation import (
 # torch.gather does not know unsigned numbers; it moves the same bits under another name.
 _SAME_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
+_SMALLEST = 9  # voxels along an axis of a pyramid: the usual window of a similarity fits in
+
 Mode = Literal["linear", "nearest"]
 Padding = Literal["zeros", "border"]
 
@@ -73,7 +75,7 @@ def identity_grid(
     return _grid(sizes, dtype or torch.get_default_dtype(), where).clone()
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)  # a 3D grid takes some 80 MB
 def _grid(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     # Shared by every call: never handed out, so that nobody changes it in place. Built outside
     # inference mode, because a tensor born inside could not take part in a backward pass later.
@@ -135,32 +137,38 @@ def _sample_linear(image: Tensor, positions: Tensor, padding: Padding) -> Tensor
     """``image`` (B, C, *spatial) at ``positions`` (B, *any D axes, D), given in voxels."""
     sizes = torch.tensor(image.shape[2:], dtype=positions.dtype, device=positions.device)
     normalized = positions * (2 / (sizes - 1)) - 1  # voxel 0 -> -1, voxel n - 1 -> +1
-    # On a NaN, grid_sample reads outside its memory: finite numbers, or a dead process.
-    broken = ~positions.isfinite().all(-1)
-    normalized = normalized.masked_fill(broken.unsqueeze(-1), 0)
+    # On a NaN, grid_sample with border padding reads outside its memory: the process may die.
+    # It wants (x, y, z) = (k, j, i): the last array axis first.
+    grid = normalized.flip(-1).nan_to_num(0, 0, 0)
     sampled = F.grid_sample(
-        image.to(positions.dtype),
-        normalized.flip(-1),  # grid_sample wants (x, y, z) = (k, j, i): the last array axis first
-        mode="bilinear",
-        padding_mode=padding,
-        align_corners=True,
+        image.to(positions.dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True
     )
-    return sampled.masked_fill(broken.unsqueeze(1), math.nan).to(image.dtype)
+    return (sampled + _broken(positions, -1)).to(image.dtype)
+
+
+def _broken(positions: Tensor, axis: int) -> Tensor:
+    """0 where a position is finite, NaN where it is not: added to a result, it marks the lost."""
+    return positions.detach().sum(axis).mul(0).unsqueeze(1)
 
 
 def _gather_nearest(image: Tensor, positions: Tensor, padding: Padding) -> Tensor:
     """``image`` at the voxels nearest to ``positions`` (B, D, *spatial); exact for any dtype."""
     if signed := _SAME_BITS.get(image.dtype):
         return _gather_nearest(image.view(signed), positions, padding).view(image.dtype)
-    index = positions.round().long()
-    flat = torch.zeros_like(index[:, 0])
+    flat = torch.zeros_like(positions[:, 0], dtype=torch.long)
     inside = torch.ones_like(flat, dtype=torch.bool)
     for axis, size in enumerate(image.shape[2:]):
-        inside &= (index[:, axis] >= 0) & (index[:, axis] < size)
-        flat = flat * size + index[:, axis].clamp(0, size - 1)
+        # Far and broken positions are made "just outside" before they have to fit a whole number.
+        index = positions[:, axis].nan_to_num(-1).round().clamp(-1, size).long()
+        inside &= (index >= 0) & (index < size)
+        flat = flat * size + index.clamp(0, size - 1)
     flat = flat.unsqueeze(1).expand(-1, image.shape[1], *positions.shape[2:])
     sampled = image.flatten(2).gather(2, flat.flatten(2)).view(flat.shape)
-    return sampled if padding == "border" else sampled.masked_fill(~inside.unsqueeze(1), 0)
+    if padding == "zeros":
+        sampled = sampled.masked_fill(~inside.unsqueeze(1), 0)
+    if not image.is_floating_point():
+        return sampled  # there is no NaN among labels: a broken position counts as outside
+    return sampled + _broken(positions, 1).to(image.dtype)
 
 
 def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
@@ -294,7 +302,7 @@ def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
     """
     spatial = require_displacement("displacement", displacement)
     resized = resize_image(displacement, shape)
-    factors = [(new - 1) / (old - 1) for new, old in zip(shape, spatial, strict=True)]
+    factors = [(new - 1) / (old - 1) for new, old in zip(resized.shape[2:], spatial, strict=True)]
     scale = torch.tensor(factors, dtype=resized.dtype, device=resized.device)
     return resized * scale.view(1, -1, *(1,) * len(spatial))
 
@@ -304,7 +312,7 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
 
     Args:
         image: ``(B, C, *spatial)``, floating; an image or a field.
-        sigma: standard deviation in voxels, 0 or more; 0 changes nothing.
+        sigma: standard deviation in voxels, 0 or more; 0 returns the image itself.
 
     Returns:
         Like ``image``.
@@ -336,6 +344,32 @@ def _full_precision(function: Callable[..., Tensor], *arguments: Tensor) -> Tens
         return function(*arguments)
     with torch.autocast(device, enabled=False):
         return function(*arguments)
+
+
+def pyramid(image: Tensor, factor: float) -> Tensor:
+    """The image ``factor`` times smaller along each axis: blurred, then resized.
+
+    No axis gets smaller than 9 voxels (or stays as it is, if it has fewer): the window of a local
+    similarity has to fit in.
+
+    Args:
+        image: ``(B, C, *spatial)``, floating.
+        factor: 1 or more; 1 returns the image itself.
+
+    Returns:
+        ``(B, C, *smaller)``, with the corner voxels on the corner voxels.
+
+    Raises:
+        TypeError, ValueError: on a wrong rank or dtype, or a ``factor`` below 1.
+
+    Taught in lesson 12.
+    """
+    spatial = require_image("image", image)
+    require_number("factor", factor, 1)
+    if factor == 1:
+        return image
+    shape = [max(min(n, _SMALLEST), round(n / factor)) for n in spatial]
+    return resize_image(smooth(image, 0.5 * factor), shape)
 
 
 def affine_displacement(matrix: Tensor, shape: Sequence[int]) -> Tensor:

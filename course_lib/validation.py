@@ -124,13 +124,27 @@ def require_whole(name: str, value: object, least: int) -> int:
 
 def require_number(name: str, value: object, least: float = -math.inf) -> float:
     """``value`` as a finite ``float`` of ``least`` and above."""
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    number = float(value)
+    try:
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # of a tensor with more than one element
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
     if not math.isfinite(number) or number < least:
         bound = f" of {least:g} or more" if least > -math.inf else ""
         raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
     return number
+
+
+def require_schedule(factors: Sequence[float], steps: int) -> None:
+    """Check the levels of a descent: factors of 1 and above, steps of 0 and above."""
+    if not isinstance(factors, Sequence):
+        raise TypeError(f"factors: expected a sequence of numbers, got {factors!r}")
+    if not factors:
+        raise ValueError("factors: expected at least one level, got none")
+    for factor in factors:
+        require_number("factors", factor, 1)
+    require_whole("steps", steps, 0)
 
 
 def require_callable(name: str, value: object) -> None:

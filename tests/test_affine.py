@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from course_lib.classical.affine import (
+    pose_matrix,
     pyramid,
     register_affine,
     resize_matrix,
-    similarity_matrix,
 )
 from course_lib.losses import mse, ncc
 from course_lib.spatial import (
@@ -47,7 +47,7 @@ def poses(ndim: int) -> Tensor:
     """Two different poses from fixed to moving: rotation, scale, shear, shift."""
     first = torch.eye(ndim, ndim + 1, dtype=torch.float64)
     second = first.clone()
-    first[:2, :2] = similarity_matrix(9, 1.06)[0, :, :2]
+    first[:2, :2] = pose_matrix(9, 1.06)[0, :, :2]
     first[:, ndim] = torch.tensor([1.5, -2.0, 1.0])[:ndim]
     second[0, 1], second[1, 1], second[0, 0] = 0.08, 0.93, 1.04
     second[:, ndim] = torch.tensor([-2.0, 1.0, 0.5])[:ndim]
@@ -122,8 +122,8 @@ def test_it_runs_where_gradients_are_switched_off(mode):
 # ----------------------------------------------------------------------------------- the helpers
 
 
-def test_similarity_matrix_turns_axis_i_towards_axis_j():
-    quarter = similarity_matrix(90)
+def test_pose_matrix_turns_axis_i_towards_axis_j():
+    quarter = pose_matrix(90)
     i, j = torch.tensor([1.0, 0]), torch.tensor([0, 1.0])
     torch.testing.assert_close(quarter[0, :, :2] @ i, j, atol=1e-6, rtol=0)
     torch.testing.assert_close(quarter[0, :, :2] @ j, -i, atol=1e-6, rtol=0)
@@ -141,8 +141,8 @@ def test_similarity_matrix_turns_axis_i_towards_axis_j():
     shift=st.tuples(st.floats(-50, 50), st.floats(-50, 50)),
 )
 @lawful
-def test_similarity_matrix_is_rotation_times_scale_and_shift(degrees, scale, shift):
-    matrix = similarity_matrix(degrees, scale, shift)[0].double()
+def test_pose_matrix_is_rotation_times_scale_and_shift(degrees, scale, shift):
+    matrix = pose_matrix(degrees, scale, shift)[0].double()
     linear = matrix[:, :2]
     eye = scale**2 * torch.eye(2, dtype=torch.float64)
     torch.testing.assert_close(linear.T @ linear, eye, atol=1e-4, rtol=1e-4)
@@ -151,8 +151,8 @@ def test_similarity_matrix_is_rotation_times_scale_and_shift(degrees, scale, shi
     assert matrix[:, 2].tolist() == pytest.approx(shift, abs=1e-4)
 
 
-def test_similarity_matrix_by_default_does_nothing():
-    assert torch.equal(similarity_matrix(0), torch.eye(2, 3)[None])
+def test_pose_matrix_by_default_does_nothing():
+    assert torch.equal(pose_matrix(0), torch.eye(2, 3)[None])
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,18 @@ def test_a_pyramid_is_blurred_and_keeps_corners_on_corners(shape):
     ramp = identity_grid(shape, dtype=torch.float64)[:1, None]
     for factor in (2, 4):
         small = pyramid(ramp, factor)
-        assert small.shape[2:] == tuple(round(n / factor) for n in shape)
+        assert small.shape[2:] == tuple(max(9, round(n / factor)) for n in shape)
         corner = smooth(ramp, 0.5 * factor)
         assert small.flatten()[0] == corner.flatten()[0]
         assert small.flatten()[-1].item() == pytest.approx(corner.flatten()[-1].item())
     noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
     assert pyramid(noise, 4).std() < 0.5 * noise.std()
     assert torch.equal(pyramid(noise, 1), noise)
-    assert min(pyramid(noise, 1000).shape[2:]) == 2
+    assert set(pyramid(noise, 1000).shape[2:]) == {9}
+    assert pyramid(noise[..., :7], 1000).shape[-1] == 7
+
+
+def test_half_images_are_registered_in_full_precision():
+    image = torch.rand(1, 1, 24, 30, generator=torch.Generator().manual_seed(0)).half()
+    matrix = register_affine(image, image, factors=(2,), steps=3)
+    assert matrix.dtype == torch.float32 and matrix.isfinite().all()

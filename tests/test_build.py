@@ -886,7 +886,7 @@ def test_bootstrap_is_short_and_in_every_notebook(tree: Path, address: str) -> N
 def test_bootstrap_with_the_placeholder(tmp_path: Path) -> None:
     source = assembly.bootstrap("https://example.invalid/course")
     said = run_bootstrap(source, tmp_path)
-    assert said.startswith("Stop course_lib is not installed here") and "\n" not in said
+    assert said.startswith("Stop course_lib is not installed for this kernel") and "\n" not in said
     installed = make_tree(tmp_path / "course")
     assert "toy library" in run_bootstrap(source, tmp_path, PYTHONPATH=str(installed))
 

@@ -93,3 +93,13 @@ def test_warped_labels_are_smoother_than_nearest() -> None:
         for labels in (warp_labels(disc, u), warp(disc, u, mode="nearest"))
     ]
     assert edges[0] < edges[1]
+
+
+def test_without_structures_there_is_no_dice_column(pair: Pair) -> None:
+    assert table({}, pair, structures={}).columns[1] == "error (mm)"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int64])
+def test_warped_labels_keep_their_dtype(dtype: torch.dtype) -> None:
+    labels = torch.tensor([[0, 7, 7], [3, 3, 0]]).to(dtype)[None, None]
+    assert torch.equal(warp_labels(labels, torch.zeros(1, 2, 2, 3)), labels)

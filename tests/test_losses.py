@@ -320,3 +320,20 @@ def test_losses_work_under_functional_transforms():
         function(leaf, *(x[0] for x in arguments[1:])).backward()
         slope = torch.func.grad(function)(*(x[0] for x in arguments))
         torch.testing.assert_close(slope, leaf.grad)
+
+
+def test_lncc_keeps_its_range_and_gradient_where_windows_are_flat():
+    # Variances that are lost in rounding may come out negative: quotients of noise, without bound.
+    noise = torch.randn(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for level in (0.5, 1.0, 20.0, 200.0):
+        a, b = level + 0.01 * noise[0], level + 0.01 * noise[1]
+        assert -1 <= lncc(a, b).item() <= 0
+        assert -1 <= lncc(a, b, squared=False).item() <= 1
+    volumes = torch.randn(2, 1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    a, b = 0.5 + 1e-4 * volumes[0], 0.5 + 0.03 * volumes[1]
+    steepest = []
+    for dtype in (torch.float32, torch.float64):
+        x = a.detach().clone().to(dtype).requires_grad_()
+        lncc(x, b.to(dtype)).backward()
+        steepest.append(x.grad.abs().max().item())
+    assert steepest[0] < 2 * steepest[1]

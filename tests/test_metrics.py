@@ -228,3 +228,11 @@ def test_metrics_leave_their_arguments_alone():
     dice(a, b), endpoint_error(u, 2 * u, (1.0, 2.0), mask), folding_fraction(u, mask)
     correlation(u, 3 * u)
     assert all(torch.equal(x, y) for x, y in zip(arguments, copies, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_correlation_with_a_constant_image_has_no_value(dtype):
+    constant = torch.full((1, 1, 111, 91), 0.3, dtype=dtype)
+    other = torch.rand(1, 1, 111, 91, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert correlation(constant, other).isnan() and correlation(other, constant).isnan()
+    assert correlation(1000 + other, other).item() == pytest.approx(1, abs=1e-6)

@@ -73,7 +73,7 @@ def test_it_begins_at_the_start_and_leaves_it_alone(shape):
     moving, fixed, truth = make_pair(shape)
     start = truth.clone().requires_grad_()
     torch.testing.assert_close(refine(moving, fixed, start, steps=0, factors=(1,)), truth)
-    half = tuple(round(n / 2) for n in shape)
+    half = tuple(max(9, round(n / 2)) for n in shape)
     through_half = resize_displacement(resize_displacement(truth, half), shape)
     torch.testing.assert_close(refine(moving, fixed, start, steps=0, factors=(2,)), through_half)
     found = refine(moving, fixed, start, similarity=mse, factors=(1,), steps=3, weight=0.0)
@@ -130,3 +130,16 @@ def test_progress_is_shown_only_when_asked_for(capfd):
     assert capfd.readouterr() == ("", "")
     refine(moving, fixed, factors=(1,), steps=2, progress=True)
     assert capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_images_are_registered_in_full_precision(dtype):
+    moving, fixed, _ = make_pair((24, 30))
+    found = refine(moving.to(dtype), fixed.to(dtype), factors=(2, 1), steps=3)
+    assert found.dtype == torch.float32 and found.isfinite().all() and found.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (12, 40), (10, 16, 18)])
+def test_the_defaults_fit_small_images(shape):
+    moving, fixed, _ = make_pair(shape)
+    assert refine(moving, fixed, steps=1).isfinite().all()

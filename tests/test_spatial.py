@@ -719,3 +719,31 @@ def test_zero_keeps_volume_and_a_mirror_is_a_fold(shape):
 def test_jacobian_has_the_right_gradient():
     field = rand(2, 2, 4, 5).requires_grad_()
     assert torch.autograd.gradcheck(jacobian_determinant, (field,))
+
+
+@pytest.mark.parametrize("far", [float("inf"), 1e19, 1e9, 50.0])
+def test_nearest_far_outside_is_the_border_or_zero(far):
+    image = torch.tensor([[1, 2, 3], [4, 5, 6]])[None, None]
+    field = torch.zeros(1, 2, 2, 3)
+    field[:, 1] = far
+    assert warp(image, field, mode="nearest", padding="border")[0, 0].tolist() == [[3] * 3, [6] * 3]
+    assert warp(image, -field, mode="nearest", padding="border")[0, 0].tolist() == [
+        [1] * 3,
+        [4] * 3,
+    ]
+    assert not warp(image, field, mode="nearest").any()
+
+
+def test_nearest_marks_what_a_broken_field_lost_where_it_can():
+    field = torch.zeros(1, 2, 2, 3)
+    field[0, 0, 1, 2] = float("nan")
+    labels = torch.tensor([[1, 2, 3], [4, 5, 6]])[None, None]
+    assert warp(labels, field, mode="nearest")[0, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    warped = warp(labels.float(), field, mode="nearest")
+    assert warped.isnan().sum() == 1 and warped[0, 0, 1, 2].isnan()
+
+
+def test_resizing_takes_any_sequence_once():
+    field = smooth_field((9, 8), 1, seed=1)
+    expected = resize_displacement(field, (5, 12))
+    torch.testing.assert_close(resize_displacement(field, (n for n in (5, 12))), expected)

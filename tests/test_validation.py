@@ -305,8 +305,8 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
 
     # classical, optimise
     bad_scales = BAD_NUMBERS | {"zero": 0, "negative": -1.0, "infinite": INF}
-    add("similarity_matrix", BAD_NUMBERS | {"infinite": INF}, "degrees", affine.similarity_matrix)
-    add("similarity_matrix", bad_scales, "scale", lambda v: affine.similarity_matrix(3, v))
+    add("pose_matrix", BAD_NUMBERS | {"infinite": INF}, "degrees", affine.pose_matrix)
+    add("pose_matrix", bad_scales, "scale", lambda v: affine.pose_matrix(3, v))
     bad_shifts = {
         "one number": (1.0,),
         "three numbers": (1.0, 2.0, 3.0),
@@ -316,7 +316,7 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "infinite": (INF, 0.0),
         "words": ("a", "b"),
     }
-    add("similarity_matrix", bad_shifts, "shift", lambda v: affine.similarity_matrix(3, 1.0, v))
+    add("pose_matrix", bad_shifts, "shift", lambda v: affine.pose_matrix(3, 1.0, v))
     bad_factor = {
         "zero": 0,
         "negative": -1,
@@ -391,8 +391,8 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     )
     add(
         "table",
-        bad_fields(FIELD) | unlike(FIELD),
-        "displacement",
+        bad_fields(FIELD) | unlike(FIELD) | {"NaN": with_value(FIELD, NAN)},
+        "displacements",
         lambda v: table({"mine": v}, PAIR),
     )
     add(
@@ -449,7 +449,7 @@ GOOD = {
     "endpoint_error": lambda: metrics.endpoint_error(FIELD, FIELD, (1.0, 2.0), MASK),
     "folding_fraction": lambda: metrics.folding_fraction(FIELD, MASK),
     "correlation": lambda: metrics.correlation(IMAGE, IMAGE),
-    "similarity_matrix": lambda: affine.similarity_matrix(3, 1.1, (1, 2)),
+    "pose_matrix": lambda: affine.pose_matrix(3, 1.1, (1, 2)),
     "pyramid": lambda: affine.pyramid(IMAGE, 2),
     "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
     "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
@@ -477,7 +477,7 @@ def test_the_table_knows_every_public_function():
         for function, value in inspect.getmembers(module, inspect.isfunction):
             if value.__module__ == module.__name__ and not function.startswith("_"):
                 public.add(f"brains.{function}" if name == "datasets.brains" else function)
-    helpers = {"require_schedule", "at_least_float32"}
+    helpers = {"at_least_float32", "descend"}
     assert public - helpers <= set(GOOD) and public - helpers <= {row[0] for row in ROWS}
 
 

@@ -80,7 +80,7 @@ identity_grid = check.identity_grid.or_reference(identity_grid)
 #
 # ●●○ · 12 minutes · 3 points
 #
-# This is the slow definition from the lesson. Write the same with tensors, without a loop over the voxels; a loop over the batch is fine. The check counts operations.
+# This is the slow definition from the lesson. Write the same with tensors, without a loop over rows, columns or voxels; a loop over the batch is fine. The check counts operations.
 
 # %%
 def warp_by_loop(image, displacement):

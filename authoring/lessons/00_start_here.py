@@ -14,7 +14,7 @@
 import torch
 
 from course_lib import setup
-from course_lib.classical.affine import register_affine, similarity_matrix
+from course_lib.classical.affine import register_affine, pose_matrix
 from course_lib.datasets import brains
 from course_lib.evaluation import table
 from course_lib.losses import ncc
@@ -34,7 +34,7 @@ course = setup()
 # Colin's images come aligned to such coordinates. That would be too easy, so we put him into another pose: turned by 14° (counterclockwise on the page), 1.12 times larger, and shifted by 9 voxels down and 7 to the left. We know this **pose**; the computer will have to find it.
 
 # %%
-pose = similarity_matrix(degrees=14, scale=1.12, shift=(9, -7))         # (1, 2, 3): [A | t]
+pose = pose_matrix(degrees=14, scale=1.12, shift=(9, -7))         # (1, 2, 3): [A | t]
 pair = brains.real_pair(pose=pose)
 moving, fixed = pair.moving.to(course.device), pair.fixed.to(course.device)  # (1, 1, 224, 192)
 shape, brain = fixed.shape[2:], pair.fixed_labels > 0
@@ -111,6 +111,7 @@ def descend(moving, fixed, steps=150):
     return matrix.detach(), losses
 
 
+# %%
 by_hand, losses = descend(moving, fixed)
 show(
     curves({"−correlation": (range(len(losses)), losses)}, xlabel="step", ylabel="loss"),
@@ -122,7 +123,7 @@ assert losses[0] > -0.75 and losses[-1] < -0.94
 # It works, for 14°. For larger rotations it can end in a wrong **local minimum**, a valley of the loss that is not the deepest. The usual cure is an **image pyramid**: first register small, blurred copies of the images, where one step goes far and detail cannot distract; go on from there with finer ones. `register_affine` is the loop above inside a loop over three sizes, 8, 4 and 2 times smaller than the image (six numbers do not need every voxel), and you can read it in `course_lib/classical/affine.py`. A harder case shows the difference, the same head turned by 25°:
 
 # %%
-harder = brains.real_pair(pose=similarity_matrix(25, 1.12, (9, -7)))
+harder = brains.real_pair(pose=pose_matrix(25, 1.12, (9, -7)))
 harder_moving = harder.moving.to(course.device)
 results = {
     "one size only": affine_displacement(descend(harder_moving, fixed)[0], shape),
@@ -178,9 +179,9 @@ assert (own_matrix[0, [0, 1], [0, 1]] < 1).all()                        # Colin 
 # An affine map cannot match the folds of the cortex. So give every voxel its own arrow: 2 × 43,008 numbers instead of six. The descent is the same; only two things are new.
 #
 # - The similarity is an NCC in a small window around each voxel (**local NCC**, higher is better), so that every place finds its own match.
-# - Neighboring arrows must not differ much, or the "best" field would tear the image apart voxel by voxel. The **diffusion** term $\lambda \cdot \text{mean}\,|\nabla u|^2$ asks for smoothness, and $\lambda$ says how loudly.
+# - Neighboring arrows must not differ much, or the "best" field would tear the image apart voxel by voxel. The **diffusion** term, the mean of all squared derivatives $\partial u_a / \partial x_b$, asks for smoothness, and the weight $\lambda$ says how loudly.
 #
-# $$\text{loss}(u) = -\,\text{local NCC}\bigl(\text{moving}(x + u(x)), \text{fixed}\bigr) + \lambda \cdot \text{mean}\,|\nabla u|^2$$
+# $$\text{loss}(u) = -\,\text{local NCC}\bigl(\text{moving}(x + u(x)), \text{fixed}\bigr) + \lambda \cdot \text{mean}\left(\frac{\partial u_a}{\partial x_b}\right)^2$$
 
 # %%
 bend = refine(warp(moving, u_affine), fixed, weight=2.5, progress=True)  # (1, 2, 224, 192)

@@ -21,7 +21,7 @@ from course_lib.metrics import folding_fraction
 from course_lib.plotting import arrows, curves, fields, images, show
 from course_lib.spatial import affine_displacement, compose, identity_grid, jacobian_determinant
 from course_lib.spatial import smooth, warp, warp_points
-from course_lib.widgets import deformation_explorer
+from course_lib.widgets import bump_displacement, deformation_explorer
 
 course = setup()
 brain = brains.real_pair().fixed
@@ -321,19 +321,11 @@ explorer
 # </details>
 
 # %%
-def bump(amplitude, smoothness):
-    """(1, 2, 224, 192): the explorer's displacement along the columns, around the image's center."""
-    x = identity_grid(shape) - torch.tensor([111.5, 95.5]).view(2, 1, 1)
-    u = torch.zeros(1, 2, *shape)
-    u[:, 1] = amplitude * torch.exp(-x.square().sum(0) / (2 * smoothness**2))
-    return u
-
-
-for smoothness in (10, 20):
-    for amplitude in (1.55 * smoothness, 1.75 * smoothness):
-        folds = float(folding_fraction(bump(amplitude, smoothness)))
-        print(f"smoothness {smoothness}, amplitude {amplitude:4.1f}: folded {100 * folds:.2f} %")
-        assert (folds > 0) == (amplitude > 1.65 * smoothness)
+for smoothness, largest in ((10, 16.5), (20, 33.0)):
+    for amplitude in (largest, largest + 0.5):
+        folds = float(folding_fraction(bump_displacement(shape, amplitude, smoothness, 0.5)))
+        print(f"smoothness {smoothness}, amplitude {amplitude}: folded {100 * folds:.3f} %")
+        assert (folds > 0) == (amplitude > largest)
 
 # %% [markdown]
 # ## Common mistakes
@@ -345,7 +337,7 @@ for smoothness in (10, 20):
 # **Units.** `grid_sample` counts from −1 to 1; ITK and ANTs count in mm; we count in voxels. A field in the wrong unit is nearly zero, or enormous. The three mistakes, made on purpose:
 
 # %%
-truth = bump(14, 12)
+truth = bump_displacement(shape, 14, 12, 0.5)
 normalized = truth * 2 / (torch.tensor(shape).view(1, 2, 1, 1) - 1)
 mistakes = {
     "right": truth,

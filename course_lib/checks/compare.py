@@ -195,14 +195,19 @@ def _shape_clue(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
     """What usually turns the expected shape into the one that came."""
     if sorted(got) == sorted(expected):
         return "\nThe same sizes in another order: look at the order of the axes."
+    if len(got) > len(expected) >= 3:
+        return (
+            "\nToo many axes: a stray unsqueeze, or index arrays that have a batch axis:\n"
+            "x[:, :, i, j] with i and j of shape (B, …) pairs every item with every index."
+        )
     if [n for n in got if n != 1] == [n for n in expected if n != 1]:
         return (
             "\nOnly axes of size 1 differ: keepdim=True, unsqueeze and squeeze put them in or out."
         )
-    if len(got) < len(expected):
-        return (
-            f"\n{len(expected) - len(got)} axes are missing: was a sum or mean taken over too much?"
-        )
+    missing = len(expected) - len(got)
+    if missing > 0:
+        are = "1 axis is" if missing == 1 else f"{missing} axes are"
+        return f"\n{are} missing: was a sum or mean taken over too much, or cat used for stack?"
     return ""
 
 
@@ -261,7 +266,9 @@ def _value_clue(got: Tensor, expected: Tensor, limit: float) -> str:
     if got.numel() < 4:
         return ""  # one number is always a multiple of another, and two nearly as often
     factor = float((got * expected).sum() / (expected * expected).sum().clamp_min(1e-30))
-    if abs(factor) > 1e-3 and bool(((got - factor * expected).abs() <= limit).all()):
+    # Only what explains the failure by itself: a factor of 1.0001 would fit any small error.
+    explains = abs(factor - 1) * float(expected.abs().max()) > 10 * limit
+    if abs(factor) > 1e-3 and explains and bool(((got - factor * expected).abs() <= limit).all()):
         return f"\nYours is {number(factor)} times what is expected, everywhere."
     offset = float((got - expected).mean())
     if bool((got - expected - offset).abs().max() <= limit):

@@ -52,6 +52,16 @@ dot_after_warp = Check(
             "Which x has its arrow end at the dot: x + (1, −2) = (4, 6)?",
         ),
         Mistake(
+            lambda: (3, 4),
+            "the row is right; the column moves along its arrow.\n"
+            "Channel 1 is −2: which column j has j − 2 = 6?",
+        ),
+        Mistake(
+            lambda: (5, 8),
+            "the column is right; the row moves along its arrow.\n"
+            "Channel 0 is 1: which row i has i + 1 = 4?",
+        ),
+        Mistake(
             lambda: (8, 3),
             "right numbers, in the order (column, row).\nReturn (row i, column j).",
         ),
@@ -104,6 +114,11 @@ identity_grid = Check(
         Mistake(
             lambda shape: spatial.identity_grid(shape) + 1,
             "this counts from 1.\nThe first voxel is 0, as in indexing: arange(n), not 1 to n.",
+        ),
+        Mistake(
+            lambda shape: spatial.identity_grid(shape[:2]),
+            "this takes two axes only; volumes have three.\n"
+            "Loop over shape: one arange for each size.",
         ),
         Mistake(
             lambda shape: spatial.identity_grid(shape)[None],
@@ -257,7 +272,7 @@ warp_integer = Check(
     laws=[
         Law(
             _few_operations,
-            "right, but voxel by voxel: a brain slice would take seconds, a volume hours.\n"
+            "right, but with a loop inside: hundreds of operations for an image of 864 voxels.\n"
             "Compute all positions at once, identity_grid(shape) + displacement, and index the\n"
             "image with whole arrays of rows and columns. A loop over the batch is fine.",
         )
@@ -278,7 +293,8 @@ def _points_and_field() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(12)
     points = torch.stack(
         [
-            torch.randint(0, 7, (2, 6), generator=generator),
+            # Below 5 along both axes: swapped indices are wrong then, and not out of bounds.
+            torch.randint(0, 5, (2, 6), generator=generator),
             torch.randint(0, 5, (2, 6), generator=generator),
         ],
         dim=-1,

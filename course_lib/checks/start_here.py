@@ -5,7 +5,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from course_lib.checks.core import Check, Goal, Mistake, finite_number
-from course_lib.classical.affine import register_affine, similarity_matrix
+from course_lib.classical.affine import pose_matrix, register_affine
 from course_lib.datasets import Pair, brains
 from course_lib.losses import lncc
 from course_lib.metrics import endpoint_error, folding_fraction
@@ -87,7 +87,7 @@ center_in_moving = Check(
 
 def true_pose(degrees: float) -> Tensor:
     """``(1, 2, 3)``: the lesson's pose, turned by another angle."""
-    return similarity_matrix(degrees, SCALE, SHIFT)
+    return pose_matrix(degrees, SCALE, SHIFT)
 
 
 @lru_cache(maxsize=1)

@@ -1,29 +1,27 @@
 """Affine registration by gradient descent over an image pyramid."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from course_lib.losses import ncc
-from course_lib.spatial import affine_displacement, resize_image, smooth, warp
+from course_lib.optimise import Similarity, descend
+from course_lib.spatial import affine_displacement, at_least_float32, pyramid, warp
 from course_lib.validation import (
     require_callable,
     require_image,
     require_number,
     require_same,
+    require_schedule,
     require_shape,
     require_tensor,
-    require_whole,
 )
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
 
-
-def similarity_matrix(
-    degrees: float, scale: float = 1.0, shift: Sequence[float] = (0.0, 0.0)
-) -> Tensor:
+def pose_matrix(degrees: float, scale: float = 1.0, shift: Sequence[float] = (0.0, 0.0)) -> Tensor:
     """``[A | t]`` of a rotation, a uniform scaling and a shift in 2D.
 
     Args:
@@ -35,7 +33,8 @@ def similarity_matrix(
         ``(1, 2, 3)``, float32.
 
     Raises:
-        ValueError: if ``scale`` is not above 0 or ``shift`` has not two numbers.
+        TypeError, ValueError: if ``scale`` is not above 0, ``shift`` has not two numbers, or
+            something is no finite number.
 
     Taught in lesson 00.
     """
@@ -50,34 +49,13 @@ def similarity_matrix(
     return torch.tensor([[[c, -s, shift[0]], [s, c, shift[1]]]])
 
 
-def pyramid(image: Tensor, factor: int) -> Tensor:
-    """The image ``factor`` times smaller along each axis: blurred, then resized.
-
-    Args:
-        image: ``(B, C, *spatial)``, floating.
-        factor: 1 or more; 1 returns the image itself.
-
-    Returns:
-        ``(B, C, *smaller)``, with the corner voxels on the corner voxels.
-
-    Taught in lesson 12.
-    """
-    require_image("image", image)
-    require_number("factor", factor, 1)
-    if factor == 1:
-        return image
-    shape = [max(2, round(n / factor)) for n in image.shape[2:]]
-    return resize_image(smooth(image, 0.5 * factor), shape)
-
-
 @torch.inference_mode(False)
-@torch.enable_grad()
 def register_affine(
     moving: Tensor,
     fixed: Tensor,
     *,
     similarity: Similarity = ncc,
-    factors: Sequence[int] = (8, 4, 2),
+    factors: Sequence[float] = (8, 4, 2),
     steps: int = 60,
 ) -> Tensor:
     """The affine map from fixed to moving that makes the warped image most similar.
@@ -92,7 +70,8 @@ def register_affine(
         steps: gradient steps on each level.
 
     Returns:
-        ``(B, D, D+1)``, ``[A | t]`` with ``t`` in voxels, for :func:`affine_displacement`.
+        ``(B, D, D+1)``, ``[A | t]`` with ``t`` in voxels, for
+        :func:`~course_lib.spatial.affine_displacement`; float32 or better.
 
     Raises:
         TypeError, ValueError: on a wrong rank, shape, dtype or device.
@@ -104,37 +83,28 @@ def register_affine(
     require_same("moving", moving, "fixed", fixed)
     require_schedule(factors, steps)
     require_callable("similarity", similarity)
-    moving, fixed = moving.detach().clone(), fixed.detach().clone()
+    moving, fixed = (at_least_float32(image.detach().clone()) for image in (moving, fixed))
     ndim = len(spatial)
     # Columns of A act on coordinates of up to half the image: in units of that radius, one step of
     # the optimizer moves the border as far by A as by t.
-    radius = max(spatial) / 2
-    unit = torch.tensor([1.0] * ndim + [radius], dtype=fixed.dtype, device=fixed.device)
+    unit = fixed.new_tensor([1.0] * ndim + [max(spatial) / 2])
     identity = torch.eye(ndim, ndim + 1, dtype=fixed.dtype, device=fixed.device)
-    change = torch.zeros(fixed.shape[0], ndim, ndim + 1, dtype=fixed.dtype, device=fixed.device)
-    change.requires_grad_()
-    for factor in factors:
-        small_moving, small_fixed = pyramid(moving, factor), pyramid(fixed, factor)
-        optimizer = torch.optim.Adam([change], lr=0.004 * factor / min(factors))
-        for _ in range(steps):
-            matrix = resize_matrix(identity + change * unit, spatial, small_fixed.shape[2:])
-            displacement = affine_displacement(matrix, small_fixed.shape[2:])
-            loss = similarity(warp(small_moving, displacement, padding="border"), small_fixed)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return (identity + change * unit).detach()
+    change = fixed.new_zeros(fixed.shape[0], ndim, ndim + 1)
 
+    def misfit(change: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+        small = fixed.shape[2:]
+        matrix = resize_matrix(identity + change * unit, spatial, small)
+        warped = warp(moving, affine_displacement(matrix, small), padding="border")
+        return similarity(warped, fixed)
 
-def require_schedule(factors: Sequence[int], steps: int) -> None:
-    """Check the levels of a descent: factors of 1 and above, steps of 0 and above."""
-    if not isinstance(factors, Sequence):
-        raise TypeError(f"factors: expected a sequence of numbers, got {factors!r}")
-    if not factors:
-        raise ValueError("factors: expected at least one level, got none")
     for factor in factors:
-        require_number("factors", factor, 1)
-    require_whole("steps", steps, 0)
+        change = descend(
+            partial(misfit, moving=pyramid(moving, factor), fixed=pyramid(fixed, factor)),
+            change,
+            steps=steps,
+            learning_rate=0.004 * factor / min(factors),
+        )
+    return identity + change * unit
 
 
 def resize_matrix(matrix: Tensor, shape: Sequence[int], new_shape: Sequence[int]) -> Tensor:
@@ -146,6 +116,11 @@ def resize_matrix(matrix: Tensor, shape: Sequence[int], new_shape: Sequence[int]
 
     Returns:
         ``(B, D, D+1)`` in voxels of the grid of ``new_shape``.
+
+    Raises:
+        TypeError, ValueError: on wrong shapes, or a matrix that does not fit them.
+
+    Taught in lesson 20.
     """
     sizes, new_sizes = require_shape("shape", shape), require_shape("new_shape", new_shape)
     n = len(sizes)

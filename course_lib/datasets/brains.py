@@ -68,6 +68,8 @@ def pair(seed: int, ndim: int = 2) -> Pair:
     Colin27), each with a contrast, a bias field and noise of its own. Seeds below 100 are for
     tuning, 100 and above for what is reported.
 
+    A 2D pair takes a fraction of a second, a 3D one some seconds: keep those that you need again.
+
     Args:
         seed: 0 and above; the same seed always gives the same pair.
         ndim: 2 for an axial slice, 3 for the volume.
