@@ -99,7 +99,7 @@ def write_notebook(
     """Write a notebook if that changes it."""
     if node != existing:
         nbformat.validate(node)
-        write_atomically(path, nbformat.v4.writes(node) + "\n")
+        write_atomically(path, (nbformat.v4.writes(node) + "\n").encode())
         print(f"{layout.name(path)}: written", flush=True)
 
 

@@ -64,12 +64,12 @@ class Layout:
         return str(address).rstrip("/").removesuffix(".git")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Put a whole file in place, or none: a temporary file in the same folder, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, "utf-8", newline="\n")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,4 +92,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object as JSON with sorted keys, if that changes the file."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text("utf-8") != text:
-        write_atomically(path, text)
+        write_atomically(path, text.encode())

@@ -36,6 +36,7 @@ from course_lib.validation import (
     require_finite,
     require_image,
     require_labels,
+    require_number,
     require_same,
     require_shape,
 )
@@ -153,8 +154,8 @@ def bump_displacement(
     sizes = require_shape("shape", shape)
     if len(sizes) != 2:
         raise ValueError(f"shape: expected 2 axes, got {sizes}")
-    size = _require_number("amplitude", amplitude)
-    sigma = _require_number("smoothness", smoothness)
+    size = require_number("amplitude", amplitude)
+    sigma = require_number("smoothness", smoothness)
     if sigma <= 0:
         raise ValueError(f"smoothness: expected more than 0 voxels, got {smoothness!r}")
     place = _require_fraction("position", position)
@@ -344,18 +345,9 @@ def _require_slice(name: str, image: Tensor) -> Tensor:
     return image.detach().to("cpu", torch.float32).clone()
 
 
-def _require_number(name: str, value: float) -> float:
-    """``value`` as a float, if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
-
-
 def _require_fraction(name: str, value: float) -> float:
     """``value`` as a float, if it is a number from 0 to 1."""
-    number = _require_number(name, value)
+    number = require_number(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
     return number

@@ -666,10 +666,10 @@ def test_cell_that_takes_too_long(
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_atomically(path, "before")
+    write_atomically(path, b"before")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "after")
+        write_atomically(path, b"after")
     assert snapshot(tmp_path) == {"file": b"before"}
 
 

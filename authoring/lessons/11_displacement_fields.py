@@ -411,4 +411,4 @@ assert detail(fourfold) < 0.85 * detail(once)
 # - T. Beier, S. Neely, "Feature-based image metamorphosis", SIGGRAPH 1992: pull-back warping, drawn by hand.
 # - M. Chen, W. Lu, Q. Chen, K. J. Ruchala, G. H. Olivera, "A simple fixed-point approach to invert a deformation field", Medical Physics 35(1), 2008.
 #
-# Next: the exercise `exercises/11_displacement_fields.ipynb`.
+# Next: the exercise [exercises/11_displacement_fields.ipynb](../exercises/11_displacement_fields.ipynb).
