@@ -583,6 +583,18 @@ def test_a_regularity_is_named_unless_it_may_be_chance(change: Any, clue: str) -
     assert few is not None and clue not in few.text
 
 
+def test_a_small_error_is_not_called_an_offset() -> None:
+    expected = torch.tensor([0.5, -1.0, 2.0, 0.25, 3.0])  # tolerance: 0.003
+    problem = compare(expected + 0.0015 + 0.0035 * torch.eye(5)[2], expected, 1e-3)
+    assert problem is not None and "everywhere" not in problem.text
+
+
+def test_a_small_error_is_not_called_a_factor() -> None:
+    expected = torch.tensor([1.0, -1.0, 2.0, 1.5, 3.0])
+    problem = compare(expected * 1.0005 + 0.0025 * torch.eye(5)[2], expected, 1e-3)
+    assert problem is not None and "everywhere" not in problem.text
+
+
 def test_hints_open_one_by_one(toys: ModuleType) -> None:
     first = shown(toys.weighted.hint)
     assert first == "Hint 1 of 2: Read the formula.\n(1 more: check.weighted.hint())\n"

@@ -271,7 +271,7 @@ def _value_clue(got: Tensor, expected: Tensor, limit: float) -> str:
     if abs(factor) > 1e-3 and explains and bool(((got - factor * expected).abs() <= limit).all()):
         return f"\nYours is {number(factor)} times what is expected, everywhere."
     offset = float((got - expected).mean())
-    if bool((got - expected - offset).abs().max() <= limit):
+    if abs(offset) > 10 * limit and bool((got - expected - offset).abs().max() <= limit):
         much = "large" if offset > 0 else "small"
         return f"\nYours is too {much} by {number(abs(offset))}, everywhere."
     return ""

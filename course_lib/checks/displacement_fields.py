@@ -183,6 +183,11 @@ def _negative_wraps(image: Tensor, displacement: Tensor) -> Tensor:
     return _warp_integer(image, torch.where(positions < 0, positions + sizes, positions) - grid)
 
 
+def _rolled(image: Tensor, displacement: Tensor) -> Tensor:
+    shifts = [(-int(u[0, 0, 0]), -int(u[1, 0, 0])) for u in displacement]
+    return torch.stack([x.roll(s, (1, 2)) for x, s in zip(image, shifts, strict=True)])
+
+
 def _first_item(image: Tensor, displacement: Tensor) -> Tensor:
     return _warp_integer(image, displacement[:1].expand_as(displacement))
 
@@ -258,6 +263,11 @@ warp_integer = Check(
                 image, displacement - spatial.identity_grid(image.shape[2:])
             ),
             "this fetches from u(x): the identity is missing.\nFetch from x + u(x).",
+        ),
+        Mistake(
+            _rolled,
+            "the whole image moves by the arrow of voxel (0, 0), what leaves it comes back.\n"
+            "Likely cause: roll(). Each voxel has its own arrow; outside the image the value is 0.",
         ),
         Mistake(
             _first_item,
@@ -398,6 +408,11 @@ compose = Check(
         Mistake(
             lambda first, second: spatial.warp(first, second, padding="border"),
             "this is first, read at x + second(x); the step by second itself is missing.",
+        ),
+        Mistake(
+            lambda first, second: second + spatial.warp(second, first, padding="border"),
+            "the roles inside are swapped: this reads second where first leads.\n"
+            "warp(field, u) reads field at x + u(x). Which field is read, and who leads there?",
         ),
         Mistake(
             lambda first, second: second + spatial.warp(first, -second, padding="border"),
