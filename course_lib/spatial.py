@@ -97,7 +97,8 @@ def warp(
         padding: what lies outside the image: ``"zeros"``, or the nearest ``"border"`` value.
 
     Returns:
-        ``(B, C, *spatial of displacement)``, of the image's dtype.
+        ``(B, C, *spatial of displacement)``, of the image's dtype. Where the displacement is NaN or
+        infinite, floating images are NaN; labels, which cannot be, count it as outside.
 
     Raises:
         TypeError, ValueError: on a wrong rank, shape, dtype, device or option.
