@@ -19,7 +19,7 @@ FLOORS = {
     2: ["losses.py", "metrics.py"],
     3: ["models/", "classical/", "optimise.py"],
     4: ["data/", "datasets/", "io.py", "plotting.py", "training.py", "evaluation.py", "drawing.py"],
-    5: ["widgets.py", "runtime.py", "doctor.py"],
+    5: ["widgets/", "runtime.py", "doctor.py"],
     6: ["checks/"],
 }
 

@@ -14,11 +14,17 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image, ImageFont
 from torch import Tensor
 
-from course_lib import drawing, widgets
+from course_lib import drawing
 from course_lib.datasets import brains
 from course_lib.metrics import correlation, folding_fraction
 from course_lib.spatial import jacobian_determinant, warp
-from course_lib.widgets import Playground, bump_displacement, deformation_explorer, warp_slider
+from course_lib.widgets import (
+    Playground,
+    bump_displacement,
+    deformation_explorer,
+    warp_slider,
+)
+from course_lib.widgets import playground as shared
 
 SHAPE = (48, 60)
 TITLES = ("warped image", "grid at x + u(x)", "Jacobian det J")
@@ -171,8 +177,8 @@ class TestExplorer:
         assert said[1:] == ["folded: 0.00 %,  min det J: 1.00", "False"]
 
     def test_what_is_not_zero_does_not_read_as_zero(self) -> None:
-        assert widgets._percent(1e-5) == "< 0.01 %"
-        assert widgets._percent(0) == "0.00 %"
+        assert shared.percent(1e-5) == "< 0.01 %"
+        assert shared.percent(0) == "0.00 %"
 
     def test_zero_amplitude_shows_the_image_as_it_is(self, explorer: Playground) -> None:
         levels = (blobs()[0, 0] * (drawing.GRAYS - 1)).round().byte().numpy()
@@ -378,7 +384,7 @@ class TestPlayground:
         self, make: Callable[[], Playground], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown: list[Any] = []
-        monkeypatch.setattr(widgets, "display", shown.append)
+        monkeypatch.setattr(shared, "display", shown.append)
         playground = make()
         playground._ipython_display_()
         box, caption, still = shown
@@ -433,7 +439,7 @@ class TestPage:
     @pytest.mark.parametrize("shape", [(224, 192), (28, 28), (64, 20), (40, 200), (600, 900)])
     def test_nothing_overlaps_and_nothing_is_clipped(self, shape: tuple[int, int]) -> None:
         bar = [("≥ 2", 1.0), ("0", 0.0)]
-        for room in [(308, 264), widgets._STILL_ROOM]:
+        for room in [(308, 264), shared.STILL_ROOM]:
             page = drawing.Page(shape, TITLES, bar, lines=2, room=room)
             height, width = page.panel
             assert height <= room[0] and width <= room[1]

@@ -1,0 +1,11 @@
+"""Things to play with: pictures that follow sliders.
+
+Each one is a pure function of its parameters first, ``render(...) -> PNG bytes``, and a set of
+sliders second. Displaying it leaves a still picture too, a separate output, for readers on paper.
+``playground`` ties sliders to a picture; the other files hold the widgets, a topic each.
+"""
+
+from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
+from course_lib.widgets.playground import Playground
+
+__all__ = ["Playground", "bump_displacement", "deformation_explorer", "warp_slider"]
