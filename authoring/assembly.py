@@ -176,3 +176,13 @@ def solution_texts(target: Target) -> dict[str, str]:
         for cell in target.node.cells
         if cell.metadata.get("nbgrader", {}).get("solution")
     }
+
+
+def task_points(target: Target) -> list[list[str | float]]:
+    """The tasks of a solution in order, each with the points of its check."""
+    metadata = (cell.metadata.get("nbgrader", {}) for cell in target.node.cells)
+    return [
+        [entry["grade_id"].removeprefix("check_"), entry["points"]]
+        for entry in metadata
+        if entry.get("grade")
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from authoring.assembly import Target, slugs, solution_texts, targets
+from authoring.assembly import Target, slugs, solution_texts, targets, task_points
 from authoring.digests import library_digest, master_digest
 from authoring.execution import execute, has_run, unfit_outputs, with_outputs_of
 from authoring.layout import BuildError, Layout, read_json, write_atomically, write_json
@@ -61,7 +61,8 @@ def build(
     problems, plan = read_all(layout, chosen)
     if problems:
         raise BuildError("\n".join(problems))
-    write_solution_texts(layout, plan)
+    for path, content in facts_for_checks(layout, plan):
+        write_json(path, content)
     for target in plan:
         existing = stored(target.path)
         node = with_outputs_of(target.node, existing) if target.runs else target.node
@@ -131,22 +132,19 @@ def master_of(layout: Layout, name: str) -> bool:
     return Path(name).stem in slugs(layout)
 
 
-def updated_solution_texts(layout: Layout, plan: list[Target]) -> dict[str, Any]:
-    """The content of `solutions.json` with the answers of these notebooks in it."""
-    texts = {
-        slug: tasks
-        for slug, tasks in read_json(layout.solution_texts).items()
-        if slug in slugs(layout)
-    }
-    for target in plan:
-        if target.path.parent.name == "solutions":
-            texts[target.path.stem] = solution_texts(target)
-    return texts
-
-
-def write_solution_texts(layout: Layout, plan: list[Target]) -> None:
-    """Bring `solutions.json` up to date."""
-    write_json(layout.solution_texts, updated_solution_texts(layout, plan))
+def facts_for_checks(layout: Layout, plan: list[Target]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files that tell the checks about the exercises, with what these notebooks say."""
+    files: list[tuple[Path, Callable[[Target], Any]]] = [
+        (layout.solution_texts, solution_texts),
+        (layout.task_points, task_points),
+    ]
+    known = slugs(layout)
+    for path, facts in files:
+        content = {slug: old for slug, old in read_json(path).items() if slug in known}
+        for target in plan:
+            if target.path.parent.name == "solutions":
+                content[target.path.stem] = facts(target)
+        yield path, content
 
 
 # Checking
@@ -172,8 +170,9 @@ def check(layout: Layout, wanted: list[str]) -> tuple[list[str], list[str]]:
         library = library_digest(target.node, layout.root) if target.runs else None
         if entry.get("library", library) != library:
             older.append(name)
-    if updated_solution_texts(layout, plan) != read_json(layout.solution_texts):
-        problems.append(f"{layout.name(layout.solution_texts)}: differs from the masters")
+    for path, content in facts_for_checks(layout, plan):
+        if content != read_json(path):
+            problems.append(f"{layout.name(path)}: differs from the masters")
     if not wanted:
         problems += orphans(layout, entries)
     return problems, older

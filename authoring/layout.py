@@ -46,6 +46,11 @@ class Layout:
         """What `check.name.solution()` opens."""
         return self.root / "course_lib" / "checks" / "solutions.json"
 
+    @property
+    def task_points(self) -> Path:
+        """The tasks of each exercise in order, with their points; `progress()` reads it."""
+        return self.root / "course_lib" / "checks" / "points.json"
+
     def notebook(self, folder: str, slug: str) -> Path:
         """A built notebook: `folder` is notebooks, solutions or exercises."""
         return self.root / folder / f"{slug}.ipynb"

@@ -259,6 +259,11 @@ def test_solution_texts(built_once: Path) -> None:
     assert texts["11_toy"]["double"] == 'def double(x):\n    """Twice `x`."""\n    return x + x'
 
 
+def test_task_points_in_the_order_of_the_exercise(built_once: Path) -> None:
+    points = json.loads((built_once / "course_lib/checks/points.json").read_text("utf-8"))
+    assert points == {"11_toy": [["double", 2], ["square", 1.5]]}
+
+
 def test_building_twice_gives_the_same_bytes(built_once: Path, tmp_path: Path) -> None:
     again = make_tree(tmp_path / "elsewhere")
     assert build.main([], again) == 0
@@ -686,7 +691,7 @@ def test_check_of_a_built_tree(built_once: Path, capsys: pytest.CaptureFixture[s
 def test_check_of_a_tree_that_is_not_built(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build.main(["--check"], tree) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"{name}: not built yet" for name in BUILT] and len(lines) == 4
+    assert lines[:3] == [f"{name}: not built yet" for name in BUILT] and len(lines) == 5
 
 
 def set_source(node: NotebookNode) -> None:
@@ -769,6 +774,12 @@ def test_check_sees_other_solution_texts(built: Path, capsys: pytest.CaptureFixt
     edit(built / "course_lib/checks/solutions.json", "x + x", "2 * x")
     assert build.main(["--check"], built) == 1
     assert "solutions.json: differs" in capsys.readouterr().out
+
+
+def test_check_sees_other_points(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(built / "course_lib/checks/points.json", "2", "3")
+    assert build.main(["--check"], built) == 1
+    assert "points.json: differs" in capsys.readouterr().out
 
 
 def test_masters_that_go_are_forgotten(
