@@ -3,11 +3,12 @@
 #
 # You turn the three knobs of lesson 00 until something breaks, and learn where they break. **Time**: about 20 minutes · **Points**: 7.
 #
-# Before this: lesson 00. Write your answers between the lines that say so: each is a function that *returns* the answer. Run its cell, then the check below it. A check runs your setting (a few seconds) and says what it measured. `check.name.hint()` opens hints one by one.
+# Before this: lesson 00. Write your answers between the lines that say so: each is a function that *returns* the answer. Run its cell, then the check below it. A check runs your setting (a few seconds) and says what it measured. `check.name.hint()` opens hints one by one, and `progress()`, at the end of the page or in any cell, says what passed and what comes next.
 
 # %%
 from course_lib import setup
 from course_lib.checks import start_here as check
+from course_lib.checks import progress
 from course_lib.classical.affine import register_affine, pose_matrix
 from course_lib.datasets import brains
 from course_lib.evaluation import table
@@ -166,3 +167,9 @@ show(
 
 # %% [markdown]
 # Here there is no "nearly": within its **capture range** the descent ends at the pose, and beyond it dozens of voxels away, in another valley, with a correlation that still looks respectable. A single number would not have told you; the picture does. The cure is a better start: moments of the images, several starts, or features.
+
+# %% [markdown]
+# ## Where you stand
+
+# %%
+progress()

@@ -3,7 +3,7 @@
 #
 # You write the four functions that everything later stands on, and invert a field in one dimension. **Time**: about 50 minutes · **Points**: 14.
 #
-# Before this: lesson 11. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 11. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from course_lib import setup
 from course_lib.checks import displacement_fields as check
+from course_lib.checks import progress
 from course_lib.datasets import brains
 from course_lib.plotting import curves, images, show
 from course_lib.spatial import smooth, warp
@@ -278,3 +279,9 @@ assert u.argmax() == 28 and w.argmin() == 36
 
 # %% [markdown]
 # The largest step, 8 voxels, is taken at voxel 28 and ends at voxel 36: there, and not at 28, the inverse takes its largest step back. A field and its inverse live on different grids, that of the fixed and that of the moving image; $-u$ mixes them up.
+
+# %% [markdown]
+# ## Where you stand
+
+# %%
+progress()

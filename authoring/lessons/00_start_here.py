@@ -319,4 +319,4 @@ assert soft["correlation"] > 0.997 and 6 < soft["folding (%)"] < 12
 # - C. J. Holmes, R. Hoge, L. Collins, R. Woods, A. W. Toga, A. C. Evans, "Enhancement of MR images using registration for signal averaging", Journal of Computer Assisted Tomography 22(2), 1998: Colin27.
 # - A. Sotiras, C. Davatzikos, N. Paragios, "Deformable medical image registration: a survey", IEEE Transactions on Medical Imaging 32(7), 2013.
 #
-# Next: the exercise [exercises/00_start_here.ipynb](../exercises/00_start_here.ipynb), then lesson 11 on displacement fields.
+# Next: the exercise [exercises/00_start_here.ipynb](../exercises/00_start_here.ipynb), then lesson 01, the twenty minutes of PyTorch that everything after it is written in.

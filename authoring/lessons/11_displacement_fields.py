@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you read any deformation as an array of arrows, and you know with a slider in your hand how far one can push a brain before it folds.
 #
-# **Reading**: 35 minutes · **Running**: about 5 seconds on a laptop · **Before this**: lesson 00; arrays, indexing and broadcasting.
+# **Reading**: 35 minutes · **Running**: about 5 seconds on a laptop · **Before this**: lessons 00, 01 and 10.
 #
 # **You will be able to**
 # - *predict* where a feature of the moving image appears after a warp,
