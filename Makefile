@@ -5,23 +5,31 @@ PYTHON ?= python3
 PORT = 8888
 OPEN = yes
 TORCH_INDEX =
+WHEELS =
+PLATFORM =
+PY =
 SLUG =
 STALE =
 FORCE =
 PART =
 
 # `environment.py lab|dev` makes .venv ready (nothing to do: a blink), then becomes .venv's Python.
-setup = $(PYTHON) authoring/environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+setup = $(PYTHON) authoring/environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") \
+	$(if $(WHEELS),--wheels "$(WHEELS)")
 need_python = command -v $(PYTHON) >/dev/null 2>&1 || \
 	{ echo "There is no $(PYTHON) here: install Python 3.11 or newer from https://www.python.org" \
 	"and run make again." >&2; exit 1; }
 
-.PHONY: help lab test build clean
+.PHONY: help lab doctor wheelhouse test build clean
 
 help:
 	@echo "make lab      open the course in JupyterLab (sets everything up the first time)"
 	@echo "                PORT=8890  another port          OPEN=no  do not open a browser"
 	@echo "                TORCH_INDEX=https://download.pytorch.org/whl/cpu  PyTorch from there"
+	@echo "                WHEELS=folder  install without a network, from a wheelhouse"
+	@echo "make doctor   say what is wrong with this machine or this set-up, and what to do about it"
+	@echo "make wheelhouse  download what make lab needs, once, for machines without a network"
+	@echo "                PLATFORM=windows PY=3.12  for such machines (linux, linux-arm, macos)"
 	@echo "make test     check everything: style, types, built notebooks, tests, notebooks run again"
 	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval)"
 	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
@@ -32,6 +40,16 @@ help:
 lab:
 	@$(need_python)
 	@$(setup) lab --run -m authoring.lab --port $(PORT) $(if $(filter no,$(OPEN)),--no-browser)
+
+# Not by `setup`: what is to be examined stays as it is.
+doctor:
+	@$(need_python)
+	@$(PYTHON) -m course_lib.doctor
+
+wheelhouse:
+	@$(need_python)
+	@$(PYTHON) -m authoring.wheelhouse $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") \
+	  $(if $(PLATFORM),--platform "$(PLATFORM)") $(if $(PY),--python "$(PY)")
 
 test:
 	@$(need_python)

@@ -2,6 +2,7 @@
 
     python3 authoring/environment.py lab                      # what a learner needs
     python3 authoring/environment.py dev --run -m pytest      # and then run .venv's own Python
+    python3 authoring/environment.py --wheels DIR lab         # without a network: see wheelhouse.py
 
 The system's Python runs this file, whatever it is: so there is only standard library here, the
 syntax is that of Python 3.6, and a Python that is too old for the course is told so in a sentence
@@ -46,16 +47,29 @@ if sys.version_info < OLDEST:
 
 import argparse  # noqa: E402
 import hashlib  # noqa: E402
+import http.client  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import platform  # noqa: E402
 import re  # noqa: E402
+import sysconfig  # noqa: E402
 import time  # noqa: E402
+import urllib.error  # noqa: E402
+import urllib.parse  # noqa: E402
+import urllib.request  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import NoReturn  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ("lab", "dev")  # extras of pyproject.toml; each one holds what the one before it holds
+MANIFEST = "wheelhouse.json"  # in a finished wheelhouse: for which machines, and with which files
+PLATFORMS = {  # as Python's sysconfig and as people call them
+    "linux-x86_64": "linux",
+    "linux-aarch64": "linux-arm",
+    "macosx-arm64": "macos",
+    "win-amd64": "windows",
+}
 PROGRESS_EVERY = {True: 0.2, False: 15.0}  # seconds, on a terminal and elsewhere
 
 # The first cause with a sign in pip's log is named. The order matters: pip reports a certificate
@@ -91,6 +105,15 @@ CAUSES = (
     (
         ("THESE PACKAGES DO NOT MATCH THE HASHES",),
         "a download arrived damaged",
+    ),
+    (
+        ("BadZipFile", "is invalid.", "Bad CRC-32"),
+        "a package's file is damaged",
+    ),
+    (
+        ("ResolutionImpossible",),
+        "the tested versions cannot be installed together: is this Python one from 3.11 to 3.13,"
+        " and a recent one of its series?",
     ),
     (
         ("No matching distribution found", "Could not find a version that satisfies"),
@@ -163,11 +186,21 @@ def python_version() -> str:
     return "{}.{}".format(*sys.version_info)
 
 
+def platform_name() -> str:
+    """Return this machine's kind as people call it, ``"windows"``, or as Python does."""
+    # What Python was built for decides, not the processor: Windows on ARM runs both kinds.
+    built = sysconfig.get_platform()
+    if built.startswith("macosx"):  # where one build serves two processors
+        built = f"macosx-{platform.machine()}"
+    return PLATFORMS.get(built, built)
+
+
 def prepare(
     root: Path,
     level: str,
     torch_index: str = "",
     pip: Sequence[str] | None = None,
+    wheels: str = "",
 ) -> None:
     """Make ``root/.venv`` hold all that ``level`` needs.
 
@@ -176,6 +209,7 @@ def prepare(
         level: ``"lab"`` or ``"dev"``. An environment that was ``dev`` before stays so.
         torch_index: An index to look for PyTorch in, besides the usual one.
         pip: The command to use as pip; by default the environment's own.
+        wheels: A wheelhouse, a folder or an http address; if given, packages come from there alone.
 
     Raises:
         Trouble: If it cannot be done, saying why. The next call repairs what is half done.
@@ -185,12 +219,20 @@ def prepare(
     stamp = read_stamp(root)
     level = max(level, stamp.get("level", level), key=LEVELS.index)
     started = time.monotonic()
+    if wheels:
+        if level != "lab":
+            raise Trouble(
+                "A wheelhouse holds what `make lab` needs, and here goes `make test`, too: leave"
+                " WHEELS out, or delete .venv if `make lab` is enough."
+            )
+        wheels = find_wheels(wheels)
+        check_wheels(root, wheels, read_manifest(wheels))
     reason = stale_reason(root, stamp) or broken_reason(root)
     if reason:
         make_venv(root, reason)
     stamp_path(root).unlink(missing_ok=True)
     remove_half_installed(root)
-    install(root, level, torch_index, pip or [str(venv_python(root)), "-m", "pip"])
+    install(root, level, torch_index, pip or [str(venv_python(root)), "-m", "pip"], wheels)
     write_stamp(root, level)
     say(f"The set-up is done, after {time.monotonic() - started:.0f} s.")
 
@@ -249,7 +291,148 @@ def remove_half_installed(root: Path) -> None:
             shutil.rmtree(folder)
 
 
-def install(root: Path, level: str, torch_index: str, pip: Sequence[str]) -> None:
+def find_wheels(wheels: str) -> str:
+    """Return the wheelhouse as pip needs it: an address that ends in ``/``, or a whole path.
+
+    Raises:
+        Trouble: If there is no such folder.
+    """
+    if is_address(wheels):
+        return wheels.rstrip("/") + "/"
+    folder = Path(wheels).expanduser().absolute()
+    if not folder.is_dir():
+        raise Trouble(f"WHEELS: there is no folder {folder}.")
+    return str(folder)
+
+
+def is_address(wheels: str) -> bool:
+    """Tell an address from a folder."""
+    return wheels.startswith(("http://", "https://"))
+
+
+def read_manifest(wheels: str) -> dict[str, Any]:
+    """Return what `authoring.wheelhouse` noted about a finished wheelhouse.
+
+    Raises:
+        Trouble: If it is out of reach, unfinished or only half copied.
+    """
+    try:
+        if is_address(wheels):
+            open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+            with open_url(wheels + MANIFEST, timeout=30) as answer:
+                content = answer.read()
+        else:
+            content = Path(wheels, MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        return {target: dict(files) for target, files in manifest["targets"].items()}
+    except (FileNotFoundError, urllib.error.HTTPError):
+        raise Trouble(
+            f"{wheels} is not a finished wheelhouse, it has no {MANIFEST}: run `make wheelhouse`"
+            " again where there is a network (it goes on from where it stopped), and copy or serve"
+            " the whole folder."
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        if not is_address(wheels):
+            raise
+        raise Trouble(
+            f"{wheels} cannot be reached ({getattr(error, 'reason', error)}): is the server"
+            " running there, are both machines in one network, and does no firewall stand between?"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Trouble(
+            f"{MANIFEST} in {wheels} is damaged: copy the wheelhouse again, or run `make"
+            " wheelhouse` again."
+        ) from None
+
+
+def check_wheels(root: Path, wheels: str, targets: dict[str, Any]) -> None:
+    """Refuse a wheelhouse that cannot serve this machine, before pip stumbles over it.
+
+    Args:
+        root: The course's folder.
+        wheels: The wheelhouse, as :func:`find_wheels` returned it.
+        targets: ``{"linux 3.11": {file name: bytes}}``.
+
+    Raises:
+        Trouble: If it is for other machines, incomplete, or not for this version of the course.
+    """
+    files = targets.get(f"{platform_name()} {python_version()}")
+    if files is None:
+        raise Trouble(other_machine_sentence(sorted(targets)))
+    if not is_address(wheels):
+        bad = [name for name, size in files.items() if file_size(Path(wheels, name)) != size]
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise Trouble(f"{wheels} is incomplete ({bad[0]}{more}): copy the whole folder again.")
+    wanted = pinned_versions(root)
+    for name, version in sorted(map(wheel_version, files)):
+        if wanted.get(name, version) != version:
+            raise Trouble(
+                f"The wheelhouse has {name} {version} and this copy of the course wants"
+                f" {wanted[name]}: use the copy that it was made with, or run `make wheelhouse`"
+                " again."
+            )
+
+
+def other_machine_sentence(targets: Sequence[str]) -> str:
+    """Return what to tell somebody whose machine is none of those the wheelhouse is for."""
+    here, version = platform_name(), python_version()
+    made_for = " and ".join(
+        "Python {1} on {0}".format(*target.partition(" ")[::2]) for target in targets
+    )
+    said = f"This wheelhouse was made for {made_for}, and this is Python {version} on {here}: "
+    usable = [f"python{target.split()[-1]}" for target in targets if target.startswith(here + " ")]
+    found = newer_python(tuple(usable))
+    if found:
+        return said + f"add PYTHON={found} to the make command, which is installed here."
+    if usable:
+        said += f"install Python {usable[0][len('python') :]} here, or "
+    return said + f"run `make wheelhouse PLATFORM={here} PY={version}` where there is a network."
+
+
+def file_size(path: Path) -> int:
+    """Return a file's size in bytes, or -1 if there is no such file."""
+    return path.stat().st_size if path.is_file() else -1
+
+
+def wheel_version(file: str) -> tuple[str, str]:
+    """Return name and version of a wheel as ``constraints.txt`` writes them."""
+    name, version = file.split("-")[:2]
+    return re.sub(r"[-_.]+", "-", name).lower(), version.partition("+")[0]
+
+
+def pinned_versions(root: Path) -> dict[str, str]:
+    """Return ``{name: version}`` of what ``constraints.txt`` holds."""
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {name.strip(): version.strip() for name, sign, version in pins if sign}
+
+
+def wheels_options(wheels: str) -> list[str]:
+    """Return pip's options for taking packages from a wheelhouse and from nowhere else."""
+    options = ["--no-index", "--find-links", wheels]
+    if wheels.startswith("http://"):  # which pip otherwise trusts on this machine only
+        options += ["--trusted-host", urllib.parse.urlsplit(wheels).netloc]
+    return options
+
+
+def pip_environment(wheels: str) -> dict[str, str] | None:
+    """Return the variables that pip runs with; ``None`` stands for those of this process.
+
+    With a wheelhouse neither pip's configuration nor a proxy counts: they belong to the network
+    that is not there.
+    """
+    if not wheels:
+        return None
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith("PIP_") and not name.lower().endswith("_proxy")
+    }
+    return {**kept, "PIP_CONFIG_FILE": os.devnull, "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def install(root: Path, level: str, torch_index: str, pip: Sequence[str], wheels: str = "") -> None:
     """Install the course, editable, with the extras ``level`` and the tested versions.
 
     Raises:
@@ -258,15 +441,33 @@ def install(root: Path, level: str, torch_index: str, pip: Sequence[str]) -> Non
     say(f"Installing what `make {'lab' if level == 'lab' else 'test'}` needs; a few minutes.")
     command = [*pip, "install", "--no-input", "--progress-bar", "off", "--editable", f".[{level}]"]
     command += ["--constraint", "constraints.txt"]
-    if torch_index:
+    if wheels:
+        command += wheels_options(wheels)
+    elif torch_index:
         command += ["--extra-index-url", torch_index]
     log = root / ".venv" / "setup.log"
-    code = run_with_progress(command, root, log)
+    code = run_with_progress(command, root, log, pip_environment(wheels))
     if code != 0:
+        said = log.read_text(encoding="utf-8", errors="replace")
         # A negative code is a signal; for want of memory the system sends 9.
         why = "it was killed, perhaps for want of memory" if code == -9 else ""
-        why = why or cause(log.read_text(encoding="utf-8", errors="replace")) or "pip failed"
+        why = why or (wheels and wheels_cause(said, wheels)) or cause(said) or "pip failed"
         raise Trouble(f"The set-up stopped: {why} (what pip said is in {log}).")
+
+
+def wheels_cause(output: str, wheels: str) -> str:
+    """Return what a wheelhouse lacks or has too much of, as far as pip's output gives it away."""
+    missing = re.search(r"No matching distribution found for ([^\s;]+)", output)
+    if "ResolutionImpossible" in output:
+        return "the wheelhouse does not fit this version of the course: run `make wheelhouse` again"
+    if "Connection" in output and is_address(wheels):
+        return f"the connection to {wheels} broke off"
+    if missing:
+        return (
+            f"{missing[1]} is not in the wheelhouse, which holds what `make lab` needs: run `make"
+            " wheelhouse` again with this version of the course"
+        )
+    return ""
 
 
 def cause(output: str) -> str:
@@ -277,8 +478,16 @@ def cause(output: str) -> str:
     return ""
 
 
-def run_with_progress(command: Sequence[str], root: Path, log: Path) -> int:
+def run_with_progress(
+    command: Sequence[str], root: Path, log: Path, variables: dict[str, str] | None = None
+) -> int:
     """Run ``command`` with its output in ``log``, showing the seconds and its latest step.
+
+    Args:
+        command: What to run, in ``root``.
+        root: The course's folder.
+        log: Where the output goes.
+        variables: Its environment; by default this process's.
 
     Returns:
         The command's exit code.
@@ -287,7 +496,12 @@ def run_with_progress(command: Sequence[str], root: Path, log: Path) -> int:
     pause = PROGRESS_EVERY[sys.stdout.isatty()]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=root,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             while process.poll() is None:
@@ -357,13 +571,16 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Make .venv ready, or do nothing if it is.")
     parser.add_argument("--torch-index", default="", metavar="URL", help="look for PyTorch there")
+    parser.add_argument(
+        "--wheels", default="", metavar="DIR", help="install from this wheelhouse (or its address)"
+    )
     parser.add_argument("level", choices=LEVELS, help="what to install")
     parser.add_argument(
         "--run", nargs=argparse.REMAINDER, default=[], help="then run .venv's Python with these"
     )
     options = parser.parse_args(argv)
     try:
-        prepare(root, options.level, options.torch_index)
+        prepare(root, options.level, options.torch_index, wheels=options.wheels)
         if options.run:
             become(root, options.run)
     except Trouble as trouble:
