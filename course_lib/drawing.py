@@ -177,6 +177,48 @@ def paint_outlines(panel: Image.Image, labels: Tensor, color: int) -> None:
     panel.paste(color, mask=Image.fromarray(change.byte().mul(255).numpy()))
 
 
+def paint_path(panel: Image.Image, points: Tensor, shape: tuple[int, int], color: int) -> None:
+    """Draw in place a line through ``points`` (N, 2), in voxels of ``shape``, a dot at each."""
+    scale = torch.tensor(panel.size[::-1]) / torch.tensor(shape)
+    # Pixel centers: voxel 0 covers the pixels from 0 to scale.
+    places = [(x, y) for y, x in ((points + 0.5) * scale).tolist()]  # PIL wants x, y
+    pen = ImageDraw.Draw(panel)
+    pen.line(places, fill=color, width=1)
+    for x, y in places:
+        pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill=color)
+
+
+def curve(
+    values: Sequence[float], span: int, high: float, panel: tuple[int, int], xlabel: str
+) -> Image.Image:
+    """``values`` as a line over their index, 0 to ``span``; 0 is at the bottom, ``high`` on top.
+
+    Values outside are drawn on the edge.
+    """
+    height, width = panel
+    paper = Image.new("L", (width, height), WHITE)
+    pen = ImageDraw.Draw(paper)
+    left, top, right, bottom = 32, 10, width - 8, height - 22
+    pen.line((left, top, left, bottom, right, bottom), fill=GRAYS // 2)
+    middle = (left + right) // 2
+    for text, place, anchor in (
+        (f"{high:g}", (left - 4, top), "rm"),
+        ("0", (left - 4, bottom), "rm"),
+        ("0", (left, bottom + 3), "la"),
+        (f"{xlabel} →", (middle, bottom + 3), "ma"),
+        (str(span), (right, bottom + 3), "ra"),
+    ):
+        pen.text(place, text, fill=BLACK, font=_font(), anchor=anchor)
+    places = [
+        (left + (right - left) * n / span, bottom - (bottom - top) * min(max(value / high, 0), 1))
+        for n, value in enumerate(values)
+    ]
+    pen.line(places, fill=BLACK, width=2)
+    end_x, end_y = places[-1]
+    pen.ellipse((end_x - 3, end_y - 3, end_x + 3, end_y + 3), fill=BLACK)
+    return paper
+
+
 def grid_lines(points: Tensor, folded: Tensor, panel: tuple[int, int]) -> Image.Image:
     """Twenty grid lines or so where they end up, and the folded voxels where they end up.
 

@@ -6,6 +6,16 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 """
 
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
+from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.playground import Playground
 
-__all__ = ["Playground", "bump_displacement", "deformation_explorer", "warp_slider"]
+__all__ = [
+    "Descent",
+    "Playground",
+    "bump_displacement",
+    "deformation_explorer",
+    "descent_explorer",
+    "fit_disc",
+    "soft_disc",
+    "warp_slider",
+]

@@ -1,0 +1,610 @@
+"""Checks of exercise 01: broadcasting, normalization, filters, soft masks, a descent."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from course_lib.checks.core import Check, Goal, Law, Mistake, finite_number
+from course_lib.datasets import brains
+from course_lib.losses import mse
+from course_lib.optimise import descend
+from course_lib.widgets import fit_disc
+from course_lib.widgets import soft_disc as draw_disc
+
+SLUG = "01_torch_for_images"
+
+EACH_IMAGE = (1, 2, 3)  # the axes of one item: channels, rows, columns
+
+
+# --- broadcasting in a loss ----------------------------------------------------------------------
+
+
+def _trapped() -> tuple[int, int, float]:
+    return 3, 3, 28 / 9
+
+
+trapped_loss = Check(
+    SLUG,
+    "trapped_loss",
+    _trapped,
+    [lambda: ()],
+    atol=2e-3,
+    mistakes=[
+        Mistake(
+            lambda: (3, 1, 0),
+            "this compares each prediction with its own true value only.\n"
+            "(3, 1) and (3,) are aligned from the right: (3,) counts as (1, 3), and both stretch.",
+        ),
+        Mistake(
+            lambda: (3, 3, 0),
+            "the shape is right, so the difference has nine entries; not all of them are 0.\n"
+            "Write the table: row i is predicted[i] minus each of the true values.",
+        ),
+        Mistake(
+            lambda: (3, 3, 28),
+            "right table, but this is the sum of its squares; the loss is their mean.",
+        ),
+        Mistake(
+            lambda: (3, 3, 28 / 3),
+            "right sum, divided by 3.\nmean() divides by the number of entries of the table.",
+        ),
+        Mistake(
+            lambda: (3, 1, 28 / 9),
+            "the loss is right, and it is a mean over more than three entries.\n"
+            "Which shape has the difference, then? (3,) counts as (1, 3), and both stretch.",
+        ),
+        Mistake(
+            lambda: (3, 3, 12 / 9),
+            "this is the mean of the absolute differences; the loss squares them.",
+        ),
+    ],
+    hints=[
+        "Shapes are aligned from the right, a missing axis counts as 1: (3, 1) and (1, 3).",
+        "The difference is a table: row i, column j holds predicted[i] − true[j].",
+    ],
+)
+
+
+# --- one mean for each image ---------------------------------------------------------------------
+
+
+def _standardize(
+    images: Tensor,
+    mean_axes: tuple[int, ...] = EACH_IMAGE,
+    scale_axes: tuple[int, ...] = EACH_IMAGE,
+) -> Tensor:
+    """Mean 0 and standard deviation 1 along these axes; all of them make it one for the batch."""
+    centered = images - images.mean(mean_axes, keepdim=True)
+    return centered / centered.square().mean(scale_axes, keepdim=True).sqrt()
+
+
+def _along(*axes: int) -> Callable[[Tensor], Tensor]:
+    return partial(_standardize, mean_axes=axes, scale_axes=axes)
+
+
+def _own_mean_only(images: Tensor) -> Tensor:
+    return images - images.mean(EACH_IMAGE, keepdim=True)
+
+
+def _by_variance(images: Tensor) -> Tensor:
+    return _own_mean_only(images) / images.var(EACH_IMAGE, correction=0, keepdim=True)
+
+
+def _by_uncentered(images: Tensor) -> Tensor:
+    return _own_mean_only(images) / images.square().mean(EACH_IMAGE, keepdim=True).sqrt()
+
+
+def _to_unit_range(images: Tensor) -> Tensor:
+    low, high = images.amin(EACH_IMAGE, keepdim=True), images.amax(EACH_IMAGE, keepdim=True)
+    return (images - low) / (high - low)
+
+
+def _one_image() -> tuple[Tensor]:
+    return (torch.tensor([[[[1.0, 3.0, 5.0, 2.0], [4.0, 0.0, 7.0, 2.0]]]]),)
+
+
+def _bright_and_dark() -> tuple[Tensor]:
+    images = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
+    gain = torch.tensor([1.0, 0.3, 2.0]).view(3, 1, 1, 1)
+    return (gain * images + torch.tensor([0.0, 2.0, -1.0, 1.0, 0.5, 0.0]).view(3, 2, 1, 1),)
+
+
+standardize = Check(
+    SLUG,
+    "standardize",
+    _standardize,
+    [_one_image, _bright_and_dark],
+    mistakes=[
+        Mistake(
+            _along(0, 1, 2, 3),
+            "one mean and one deviation for the whole batch: a dark image stays dark.\n"
+            "Axis 0 counts the images. Take the mean over the other three, axes 1, 2 and 3.",
+        ),
+        Mistake(
+            partial(_standardize, scale_axes=(0, 1, 2, 3)),
+            "each image has its own mean, but all are divided by the same number.\n"
+            "Take the second mean over axes 1, 2 and 3 too.",
+        ),
+        Mistake(
+            partial(_standardize, mean_axes=(0, 1, 2, 3)),
+            "each image is divided by a number of its own, but one mean is taken from all.\n"
+            "Take the first mean over axes 1, 2 and 3 too.",
+        ),
+        Mistake(
+            _along(2, 3),
+            "each channel of each image is standardized by itself.\n"
+            "An image's channels share one mean and one deviation here: axes 1, 2 and 3.",
+        ),
+        Mistake(
+            _along(0, 2, 3),
+            "each channel has one mean over the whole batch.\n"
+            "Axis 0 counts the images, and each needs a mean of its own: axes 1, 2 and 3.",
+        ),
+        Mistake(
+            _along(0),
+            "this takes means over the batch, at each voxel.\n"
+            "Axis 0 counts the images; the mean of an image is over the other three axes.",
+        ),
+        Mistake(
+            _along(3),
+            "each row is standardized by itself: the mean is over the last axis only.\n"
+            "The mean of an image is over its channels, rows and columns: axes 1, 2 and 3.",
+        ),
+        Mistake(
+            lambda images: _own_mean_only(images) / images.std(EACH_IMAGE, keepdim=True),
+            "nearly: this divides by a deviation with n − 1 in it, which is torch's default.\n"
+            "Use the root of the mean of the squares, or std(…, correction=0).",
+        ),
+        Mistake(
+            _own_mean_only,
+            "the means are right; the division by the standard deviation is missing.",
+        ),
+        Mistake(
+            _by_variance,
+            "this divides by the variance, the mean of the squares.\nTake its root.",
+        ),
+        Mistake(
+            _by_uncentered,
+            "the squares are those of the image as it came.\n"
+            "Square what is left after the mean was subtracted.",
+        ),
+        Mistake(
+            _to_unit_range,
+            "this brings each image to the range from 0 to 1.\n"
+            "Asked is mean 0 and standard deviation 1.",
+        ),
+    ],
+    hints=[
+        "Which axes belong to one image of (B, C, H, W)? All but the first.",
+        "images.mean((1, 2, 3), keepdim=True) has shape (B, 1, 1, 1): it meets axis 0 when it is "
+        "subtracted.",
+    ],
+)
+
+
+# --- a filter ------------------------------------------------------------------------------------
+
+
+def _correlate(images: Tensor, kernel: Tensor, padding: str = "constant") -> Tensor:
+    """Each channel of each image by itself; ``padding`` as in ``F.pad``."""
+    padded = F.pad(images, (1, 1, 1, 1), mode=padding)
+    single = padded.flatten(0, 1)[:, None]  # (B · C, 1, H + 2, W + 2)
+    return F.conv2d(single, kernel[None, None]).view_as(images)
+
+
+def _reference_correlate(images: Tensor, kernel: Tensor) -> Tensor:
+    return _correlate(images, kernel)
+
+
+def _row_of_three() -> tuple[Tensor, Tensor]:
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [-2.0, 0.0, 0.0]])
+    return torch.tensor([[[[1.0, 2.0, 4.0], [7.0, 3.0, 5.0]]]]), kernel
+
+
+def _batch_and_kernel() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    images = 1 + torch.rand(2, 3, 5, 7, generator=generator)
+    return images, torch.randn(3, 3, generator=generator)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what PyTorch is asked to do."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _few_operations(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Fewer than the 1440 voxels: a loop over weights, items and channels takes some 250."""
+    with _Operations() as operations:
+        answer(torch.ones(2, 1, 24, 30), torch.ones(3, 3))
+    return operations.count < 600
+
+
+correlate = Check(
+    SLUG,
+    "correlate",
+    _reference_correlate,
+    [_row_of_three, _batch_and_kernel],
+    mistakes=[
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel.flip(0, 1)),
+            "the kernel is flipped, or the image is shifted the other way.\n"
+            "kernel[0, 0] belongs to the neighbor above and to the left: result[i, j] has\n"
+            "kernel[di, dj] · image[i + di − 1, j + dj − 1] in its sum.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel.T),
+            "the kernel's axes are exchanged.\n"
+            "Its first axis goes along the rows of the image, its second along the columns.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel.flip(0)),
+            "the kernel is flipped along the rows.\n"
+            "kernel[0, 1] belongs to the neighbor above: image[i − 1, j].",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel.flip(1)),
+            "the kernel is flipped along the columns.\n"
+            "kernel[1, 0] belongs to the neighbor on the left: image[i, j − 1].",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel, "circular"),
+            "what leaves the image on one side comes back on the other.\n"
+            "Likely cause: roll(). Outside the image the value is 0: pad first, then slice.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel, "replicate"),
+            "outside the image this repeats the border value; here the outside is 0.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel)[..., 1:-1, 1:-1],
+            "the result is two voxels smaller than the image along each axis.\n"
+            "Pad the image with one voxel of zeros on all sides first.",
+        ),
+        Mistake(
+            lambda images, kernel: F.conv2d(F.pad(images, (0, 2, 0, 2)), _for_each(images, kernel)),
+            "right numbers, one voxel too far up and to the left.\n"
+            "The middle of the kernel belongs to the voxel itself: pad one voxel on *each* side.",
+        ),
+        Mistake(
+            lambda images, kernel: F.conv2d(F.pad(images, (2, 0, 2, 0)), _for_each(images, kernel)),
+            "right numbers, one voxel too far down and to the right.\n"
+            "The middle of the kernel belongs to the voxel itself: pad one voxel on *each* side.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel).sum(1, keepdim=True),
+            "the channels are added up, as networks do.\nHere each channel is filtered by itself.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel).sum(1, keepdim=True) + 0 * images,
+            "every channel holds the sum over all channels.\n"
+            "Here each channel is filtered by itself.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel)[:, :1] + 0 * images,
+            "every channel shows the first one.\n"
+            "Likely cause: images[:, 0]; keep the channel axis.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel)[:1] + 0 * images,
+            "every item of the batch shows the first one.\n"
+            "Likely cause: images[0]; keep the batch axis.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, torch.ones_like(kernel)),
+            "this adds up the nine voxels; the weights of the kernel are missing.",
+        ),
+        Mistake(
+            lambda images, kernel: _correlate(images, kernel) / 9,
+            "right weights, divided by nine.\nA filter is the weighted sum, not the mean.",
+        ),
+    ],
+    laws=[
+        Law(
+            _few_operations,
+            "right, but with a loop inside: 600 operations or more for 1440 voxels.\n"
+            "Loop over the nine weights: kernel[di, dj] times the whole image, shifted.",
+        )
+    ],
+    gradient=True,
+    hints=[
+        "F.pad(images, (1, 1, 1, 1)) puts zeros around the last two axes.",
+        "padded[:, :, di : di + height, dj : dj + width] is the whole image, shifted: it meets "
+        "the weight kernel[di, dj].",
+        "Add up nine products of a weight and a shifted image.",
+    ],
+)
+
+
+def _for_each(images: Tensor, kernel: Tensor) -> Tensor:
+    """``(C, C, 3, 3)``: the weights of ``F.conv2d`` that filter each channel by itself."""
+    channels = images.shape[1]
+    return torch.eye(channels, dtype=kernel.dtype).view(channels, channels, 1, 1) * kernel
+
+
+# --- a soft disc ---------------------------------------------------------------------------------
+
+
+def _distance(shape: tuple[int, int], circles: Tensor) -> Tensor:
+    """``(B, 1, H, W)``: from each disc's center."""
+    rows, columns = torch.arange(shape[0]).view(-1, 1), torch.arange(shape[1])
+    row, column = (circles[:, k].view(-1, 1, 1, 1) for k in range(2))
+    return ((rows - row).square() + (columns - column).square() + 1e-6).sqrt()
+
+
+def _radius(circles: Tensor) -> Tensor:
+    return circles[:, 2].view(-1, 1, 1, 1)
+
+
+def _off_the_voxels() -> tuple[tuple[int, int], Tensor]:
+    return (3, 4), torch.tensor([[0.7, 1.6, 1.3]])
+
+
+def _two_discs() -> tuple[tuple[int, int], Tensor]:
+    return (9, 14), torch.tensor([[3.2, 8.7, 3.5], [6.4, 4.1, 2.2]])
+
+
+def _finite_at_the_center(answer: Callable[[tuple[int, int], Tensor], Tensor]) -> bool:
+    """A center on a voxel, as most people's first guess is."""
+    circles = torch.tensor([[3.0, 4.0, 2.0]], requires_grad=True)
+    result = answer((7, 8), circles)
+    if not result.requires_grad:  # a gradient that is cut is another message
+        return True
+    gradient = torch.autograd.grad(result.sum(), circles)[0]
+    return bool(gradient.isfinite().all())
+
+
+soft_disc = Check(
+    SLUG,
+    "soft_disc",
+    draw_disc,
+    [_off_the_voxels, _two_discs],
+    mistakes=[
+        Mistake(
+            lambda shape, circles: (_distance(shape, circles) < _radius(circles)).float(),
+            "this is a hard disc: its values are 0 and 1 only, and nothing can descend on it.\n"
+            "Use torch.sigmoid((radius − distance) / 2) instead of a comparison.",
+        ),
+        Mistake(
+            lambda shape, circles: 1 - draw_disc(shape, circles),
+            "inside and outside are exchanged.\n"
+            "The sigmoid is above 1/2 where its argument is above 0: radius − distance.",
+        ),
+        Mistake(
+            lambda shape, circles: draw_disc(shape, circles[:, [1, 0, 2]]),
+            "row and column of the center are exchanged.\n"
+            "circles[:, 0] is the row, along axis 2 of the result; circles[:, 1] the column.",
+        ),
+        Mistake(
+            lambda shape, circles: torch.sigmoid(_radius(circles) - _distance(shape, circles)),
+            "the edge is too hard: radius − distance has to be divided by 2.",
+        ),
+        Mistake(
+            lambda shape, circles: torch.sigmoid(
+                2 * (_radius(circles) - _distance(shape, circles))
+            ),
+            "the edge is too hard: radius − distance is multiplied by 2, not divided.",
+        ),
+        Mistake(
+            lambda shape, circles: torch.sigmoid(_radius(circles) - _distance(shape, circles) / 2),
+            "only the distance is divided by 2.\nA bracket is missing: (radius − distance) / 2.",
+        ),
+        Mistake(
+            lambda shape, circles: torch.sigmoid(
+                (_radius(circles) - _distance(shape, circles).square()) / 2
+            ),
+            "this is the squared distance.\nTake the root of the sum of squares.",
+        ),
+        Mistake(
+            lambda shape, circles: draw_disc(shape, circles[:1].expand_as(circles)),
+            "every disc of the batch is the first one.\n"
+            "Likely cause: circles[0]; take circles[:, 0].view(-1, 1, 1, 1) for the rows.",
+        ),
+        Mistake(
+            lambda shape, circles: draw_disc(shape, circles)[:, 0],
+            "the channel axis is missing: the shape is (B, 1, H, W).\n"
+            "view(-1, 1, 1, 1) gives each number four axes, and everything keeps them.",
+        ),
+        Mistake(
+            lambda shape, circles: draw_disc(shape, circles + torch.tensor([-1.0, -1.0, 0.0])),
+            "each disc is one voxel too far up and to the left.\n"
+            "Voxels are counted from 0: torch.arange(n), not 1 to n.",
+        ),
+    ],
+    laws=[
+        Law(
+            _finite_at_the_center,
+            "right, but its gradient is not a number (NaN) when a center lies on a voxel.\n"
+            "There the distance is the root of 0, whose slope is infinite.\n"
+            "Add 1e-6 to the sum of squares, under the root.",
+        )
+    ],
+    gradient=True,
+    hints=[
+        "torch.arange(shape[0]).view(-1, 1) holds the rows, (H, 1); torch.arange(shape[1]) the "
+        "columns, (W,). Together they make (H, W).",
+        "circles[:, 0].view(-1, 1, 1, 1) is the row of each disc's center, (B, 1, 1, 1): minus it, "
+        "the rows become (B, 1, H, 1).",
+    ],
+)
+
+
+# --- the descent ---------------------------------------------------------------------------------
+
+
+def _fit(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+    """The best of the circles before each step."""
+    circles, losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps)
+    best = losses.index(min(losses[:-1]))
+    return circles[best : best + 1]
+
+
+def _last(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+    return fit_disc(target, start, learning_rate=learning_rate, steps=steps).circles[-1:]
+
+
+def _last_before(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+    return _last(target, start, learning_rate, steps - 1)
+
+
+def _one_step_later(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+    circles, losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps)
+    best = losses.index(min(losses[:-1])) + 1
+    return circles[best : best + 1]
+
+
+def _descend_by(
+    optimizer: type[torch.optim.Optimizer], *, forget: bool = True, renew: bool = False
+) -> Callable[[Tensor, Tensor, float, int], Tensor]:
+    """The right loop with one thing changed."""
+
+    def loop(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+        circle = start.clone().requires_grad_()
+        mover = optimizer([circle], lr=learning_rate)  # type: ignore[call-arg]
+        best, lowest = start, float("inf")
+        for _ in range(steps):
+            mover = optimizer([circle], lr=learning_rate) if renew else mover  # type: ignore[call-arg]
+            if forget:
+                mover.zero_grad()
+            loss = mse(draw_disc(target.shape[2:], circle), target)
+            if loss.item() < lowest:
+                best, lowest = circle.detach().clone(), loss.item()
+            loss.backward()
+            mover.step()
+        return best
+
+    return loop
+
+
+def _disc_in(height: int, width: int, *circle: float) -> Tensor:
+    return (draw_disc((height, width), torch.tensor([circle])) > 0.5).float()
+
+
+def _fast() -> tuple[Tensor, Tensor, float, int]:
+    return _disc_in(30, 36, 15.0, 19.0, 7.0), torch.tensor([[20.3, 26.4, 5.0]]), 1.5, 9
+
+
+def _slow() -> tuple[Tensor, Tensor, float, int]:
+    return _disc_in(32, 24, 12.0, 14.0, 7.0), torch.tensor([[19.6, 9.3, 10.0]]), 2.0, 7
+
+
+def _carries_no_gradient(answer: Callable[..., Tensor]) -> bool:
+    return not answer(*_fast()).requires_grad
+
+
+fit = Check(
+    SLUG,
+    "fit",
+    _fit,
+    [_fast, _slow],
+    atol=1e-4,
+    mistakes=[
+        Mistake(
+            _last,
+            "this is the last circle, not the best one.\n"
+            "If you kept the best: detach() shows the memory that step() then changes, so keep a\n"
+            "copy, circle.detach().clone().",
+        ),
+        Mistake(
+            _last_before,
+            "this is the last circle whose loss was computed, not the best one.\n"
+            "Compare each loss with the lowest so far, and keep the circle only if it is lower.",
+        ),
+        Mistake(
+            _one_step_later,
+            "this is the circle one step after the best one.\n"
+            "The loss belongs to the circle before step(): keep it before the optimizer moves it.",
+        ),
+        Mistake(
+            lambda target, start, learning_rate, steps: start.clone(),
+            "this is the start.\n"
+            "Either nothing moves the circle (are backward() and step() called in the loop?),\n"
+            "or it goes uphill, or the lowest loss and its circle are never replaced.",
+        ),
+        Mistake(
+            lambda *arguments: _descend_by(torch.optim.Adam, forget=False)(*arguments),
+            "the gradients of all steps are added up.\n"
+            "backward() adds to .grad: call optimizer.zero_grad() in each step, before backward().",
+        ),
+        Mistake(
+            lambda *arguments: _descend_by(torch.optim.SGD)(*arguments),
+            "this is plain gradient descent: the circle has hardly moved.\n"
+            "Use torch.optim.Adam, whose steps do not depend on the size of the gradient.",
+        ),
+        Mistake(
+            lambda *arguments: _descend_by(torch.optim.Adam, renew=True)(*arguments),
+            "the optimizer is made anew in each step, so it forgets how far it went before.\n"
+            "Make it once, before the loop.",
+        ),
+    ],
+    laws=[
+        Law(
+            _carries_no_gradient,
+            "the right circle, but it still carries its gradient.\n"
+            "Return the numbers alone: circle.detach().clone(). Whoever computes with the result\n"
+            "would otherwise keep recording.",
+        )
+    ],
+    hints=[
+        "Before the loop: circle = start.clone().requires_grad_(), the optimizer, and a lowest "
+        "loss of infinity.",
+        "In the loop, in this order: zero_grad, loss, compare and keep, backward, step.",
+        "Keep a copy, circle.detach().clone(): step() changes the circle in place.",
+    ],
+)
+
+
+# --- a learning rate -----------------------------------------------------------------------------
+
+_STEPS, _LOW = 60, 0.07
+
+
+@lru_cache(maxsize=16)
+def _loss_in_heights(learning_rate: float) -> dict[str, float]:
+    """Where the lesson's descent ends if row, column and radius are counted in image heights."""
+    labels = brains.real_pair().fixed_labels
+    assert labels is not None  # real_pair always has labels
+    inside = (labels > 0).float()
+    shape, height = inside.shape[2:], inside.shape[2]
+
+    def loss(circle: Tensor) -> Tensor:
+        return mse(draw_disc(shape, height * circle), inside)
+
+    start = torch.tensor([[60.0, 60.0, 20.0]]) / height
+    end = descend(loss, start, steps=_STEPS, learning_rate=learning_rate)
+    return {f"loss after {_STEPS} steps": loss(end).item()}
+
+
+def _rate(setting: object) -> str | None:
+    problem = finite_number(setting)
+    if problem is None and not 0 < setting <= 1000:  # type: ignore[operator]
+        return f"expected a learning rate above 0 and up to 1000, got {setting}."
+    return problem
+
+
+learning_rate = Goal(
+    SLUG,
+    "learning_rate",
+    lambda rate: _loss_in_heights(float(rate)),
+    lambda measured: next(iter(measured.values())) < _LOW,
+    f"a loss below {_LOW} after {_STEPS} steps. It is 0.44 at the start; a disc that is gone for "
+    "good has 0.53 (larger than the image) or 0.47 (vanished).",
+    reference=lambda: 2 / 224,
+    valid=_rate,
+    hints=[
+        "In the lesson the numbers were voxels, and a step of 2 was good. How many image heights "
+        "are 2 voxels?",
+        "The radius has to go from 20 to 80 voxels: 0.27 image heights, in 60 steps.",
+    ],
+)
