@@ -30,6 +30,11 @@ def standardize_by_numpy(images):
     return torch.from_numpy((array - mean[:, None, None, None]) / std[:, None, None, None])
 
 
+def standardize_with_a_guard(images):
+    centered = images - images.mean((1, 2, 3), keepdim=True)
+    return centered / (centered.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-6)
+
+
 def standardize_by_layer_norm(images):
     return F.layer_norm(images, images.shape[1:], eps=0)
 
@@ -173,6 +178,34 @@ def fit_on_start_itself(target, start, learning_rate, steps):
     return best
 
 
+def fit_clearing_too_late(target, start, learning_rate, steps):
+    circle = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([circle], lr=learning_rate)
+    best, lowest = None, float("inf")
+    for _ in range(steps):
+        loss = (draw(target.shape[2:], circle) - target).square().mean()
+        if loss.item() < lowest:
+            best, lowest = circle.detach().clone(), loss.item()
+        loss.backward()
+        optimizer.zero_grad()
+        optimizer.step()
+    return best
+
+
+def fit_by_three_leaves(target, start, learning_rate, steps):
+    leaves = [torch.tensor(float(number), requires_grad=True) for number in start[0]]
+    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
+    best, lowest = None, float("inf")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (draw(target.shape[2:], torch.stack(leaves)[None]) - target).square().mean()
+        if loss < lowest:
+            best, lowest = torch.stack(leaves)[None].detach(), loss.item()
+        loss.backward()
+        optimizer.step()
+    return best
+
+
 def fit_keeping_a_view(target, start, learning_rate, steps):
     circle = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([circle], lr=learning_rate)
@@ -188,12 +221,17 @@ def fit_keeping_a_view(target, start, learning_rate, steps):
 
 
 RIGHT = {
-    "trapped_loss": [lambda: [3, 3, 3.11], lambda: (3.0, 3, torch.tensor(28 / 9))],
+    "trapped_loss": [
+        lambda: [3, 3, 3.11],
+        lambda: (3, 3, 3.1),
+        lambda: (3.0, 3, torch.tensor(28 / 9)),
+    ],
     "standardize": [
         standardize_by_loop,
         standardize_by_view,
         standardize_by_numpy,
         standardize_by_layer_norm,
+        standardize_with_a_guard,
     ],
     "correlate": [
         correlate_by_conv,
@@ -203,7 +241,7 @@ RIGHT = {
         correlate_by_shifts_inside,
     ],
     "soft_disc": [disc_by_meshgrid, disc_by_exp],
-    "fit": [fit_with_sums, fit_by_autograd_grad],
+    "fit": [fit_with_sums, fit_by_autograd_grad, fit_by_three_leaves],
     "learning_rate": [lambda: 0.006, lambda: 0.05, lambda: torch.tensor(0.1), lambda: 0.02],
 }
 WRONG = {
@@ -218,6 +256,7 @@ WRONG = {
         (fit_with_gradient, "law"),
         (fit_on_start_itself, "in place"),
         (fit_keeping_a_view, "mistake"),
+        (fit_clearing_too_late, "mistake"),
     ],
     "learning_rate": [(lambda r=r: r, "goal") for r in (0.001, 0.003, 1, 2.0, 224)]
     + [(lambda: 0, "type"), (lambda: -0.01, "type")],

@@ -242,6 +242,7 @@ class TestExplorer:
             ({"start": (1.0, 2.0)}, ValueError),
             ({"start": (1.0, 2.0, math.inf)}, ValueError),
             ({"start": ("a", 2.0, 3.0)}, TypeError),
+            ({"start": 60.0}, TypeError),
         ],
     )
     def test_refuses(self, change: dict[str, Any], error: type[Exception]) -> None:

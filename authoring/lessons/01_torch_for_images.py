@@ -3,7 +3,7 @@
 #
 # At the end of this page a disc finds a brain: you write down what "wrong" means, PyTorch says which way is downhill for three numbers, and sixty steps later they fit. Registration is the same loop with more numbers.
 #
-# **Reading**: 20 minutes · **Running**: about 5 seconds on a laptop · **Before this**: lesson 00, Python and NumPy, the idea of a gradient.
+# **Reading**: 20 minutes · **Running**: under 10 seconds on a laptop · **Before this**: lesson 00, Python and NumPy, the idea of a gradient.
 #
 # **You will be able to**
 # - *predict* what broadcasting makes of two shapes, and what it does to a loss,
@@ -23,6 +23,9 @@ from course_lib.plotting import curves, images, show
 from course_lib.widgets import descent_explorer, fit_disc
 
 course = setup()
+
+# %% [markdown]
+# Here is where we are going: a circle that starts small and in the wrong place, and finds the brain by itself.
 
 # %% tags=["cover"]
 pair = brains.real_pair()
@@ -98,13 +101,13 @@ assert small.sum() == 3 and copied.sum() == 0
 
 # %% tags=["nbval-check-output"]
 batch, means = torch.zeros(3, 1, 2, 3), torch.tensor([1.0, 2.0, 3.0])
-print("from image 0:", (batch - means)[0, 0].tolist())
+print("means as (3,):          from image 0", (batch - means)[0, 0].tolist())
 right = batch - means.view(-1, 1, 1, 1)                                 # (3, 1, 1, 1) meets axis 0
-print("from image 0:", right[0, 0].tolist())
+print("means as (3, 1, 1, 1):  from image 0", right[0, 0].tolist())
 assert (right[1] == -2).all() and ((batch - means)[..., 1] == -2).all()
 
 # %% [markdown]
-# A number for each column, in every image. With 192 columns there would have been an error; with as many columns as images there is none. `batch.mean((1, 2, 3), keepdim=True)` is `(3, 1, 1, 1)` from the start.
+# A number for each column, in every image. With 192 columns there would have been an error; with as many columns as images there is none. The mean of each image, `batch.mean((1, 2, 3), keepdim=True)`, is `(3, 1, 1, 1)` from the start.
 #
 # The same in a loss is worse. A model returns `(N, 1)`, the data are `(N,)`: their difference is `(N, N)`, each prediction against *every* value. Here a line is fitted to 20 points with either shape. (`descend` is the loop of section 5.)
 
@@ -171,7 +174,7 @@ def mismatch(image):
     return (image - brain.to(image.dtype)).square().mean()
 
 for dtype in (torch.float32, torch.float64):
-    image = pair.moving.to(dtype).requires_grad_()
+    image = pair.moving.clone().to(dtype).requires_grad_()
     exact = torch.autograd.grad(mismatch(image), image)[0][0, 0, 100, 60].item()
     step = torch.zeros_like(image)
     step[0, 0, 100, 60] = 1e-4
@@ -222,8 +225,9 @@ piece = brain[..., 70:150, 55:135]                                      # (1, 1,
 blurred = F.conv2d(piece, torch.full((1, 1, 15, 15), 1 / 225), padding=7)
 counted = F.conv2d(torch.ones_like(piece), torch.full((1, 1, 15, 15), 1 / 225), padding=7)
 show(
-    images({"piece": piece, "mean, zeros outside": blurred, "divided by the\nshare inside": blurred / counted}),
-    alt="The mean with zeros outside has a dark rim; divided by the share of the window that lies inside, it has none.",
+    images({"piece": piece, "mean, zeros outside": blurred, "over the share inside": blurred / counted}),
+    alt="The mean with zeros outside has a dark rim; divided by the share of the window that lies "
+    "inside, it has none.",
 )
 assert abs(counted[0, 0, 0, 0] - (8 / 15) ** 2) < 1e-4                  # the corner sees 8 × 8 voxels
 

@@ -1,7 +1,7 @@
 """A descent to play with: a disc of three numbers finds a shape, or gets lost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -152,17 +152,10 @@ def descent_explorer(
     """
     picture, target = require_slice("image", image), require_slice("inside", inside)
     require_same("inside", target, "image", picture)
-    numbers = [require_number("start", number) for number in start]
-    if len(numbers) != 3:
-        raise ValueError(f"start: expected row, column and radius, got {len(numbers)} numbers")
-    begin = torch.tensor([numbers])
-    shape = (picture.shape[2], picture.shape[3])
-    page = Page(
-        shape,
-        ("path of the disc", "loss", "disc − shape"),
-        [("+1", 1.0), ("0", 0.5), ("−1", 0.0)],
-        lines=2,
-    )
+    begin = _as_circle(start)
+    titles = ("path of the disc", "loss", "disc − shape")
+    bar = [("+1", 1.0), ("0", 0.5), ("−1", 0.0)]
+    page = Page((picture.shape[2], picture.shape[3]), titles, bar, lines=2)
 
     @lru_cache(maxsize=8)
     def descent(learning_rate: float) -> Descent:
@@ -181,21 +174,23 @@ def descent_explorer(
         return png(draw(page, learning_rate, steps))
 
     settings = [(rate, float(MOST_STEPS)) for rate in (0.5, 2.0, 80.0)]
-    ends = [descent(rate).losses[-1] for rate, _ in settings]
-    caption = (
-        "Three settings of the descent explorer, each as path of the disc, loss and difference of "
-        f"disc and shape. After {MOST_STEPS} steps the loss is "
-        + ", ".join(
-            f"{loss:.3f} with a learning rate of {rate:.1f}"
-            for (rate, _), loss in zip(settings, ends, strict=True)
-        )
-        + f"; it was {descent(2.0).losses[0]:.3f} at the start."
-    )
+    caption = _caption({rate: descent(rate).losses for rate, _ in settings})
     sliders = {
         "learning_rate": slider("learning rate", 0.5, 0.5, 100.0, 0.5),
         "steps": slider("steps", float(MOST_STEPS), 0.0, float(MOST_STEPS), 1.0),
     }
     return make_playground(render, sliders, partial(film_strip, draw, page, settings), caption)
+
+
+def _caption(losses: Mapping[float, Sequence[float]]) -> str:
+    """What the still picture shows, from the losses by learning rate."""
+    ends = [f"{walk[-1]:.3f} with a learning rate of {rate:.1f}" for rate, walk in losses.items()]
+    start = next(iter(losses.values()))[0]
+    return (
+        "Three settings of the descent explorer, each as path of the disc, loss, and difference of "
+        f"disc and shape. The loss is {start:.3f} at the start; after {MOST_STEPS} steps it is "
+        f"{', '.join(ends)}."
+    )
 
 
 def _draw_descent(
@@ -241,6 +236,16 @@ def _require_circles(name: str, circles: object) -> None:
         raise ValueError(f"{name}: expected shape (B, 3), got {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected floating numbers, got {tensor.dtype}")
+
+
+def _as_circle(start: Sequence[float]) -> Tensor:
+    """Row, column and radius as ``(1, 3)``."""
+    if not isinstance(start, Sequence):
+        raise TypeError(f"start: expected row, column and radius, got {type(start).__name__}")
+    numbers = [require_number("start", number) for number in start]
+    if len(numbers) != 3:
+        raise ValueError(f"start: expected row, column and radius, got {len(numbers)} numbers")
+    return torch.tensor([numbers])
 
 
 def _require_rate(learning_rate: object) -> float:
