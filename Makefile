@@ -14,8 +14,8 @@ FORCE =
 PART =
 
 # `environment.py lab|dev` makes .venv ready (nothing to do: a blink), then becomes .venv's Python.
-setup = $(PYTHON) authoring/environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") \
-	$(if $(WHEELS),--wheels "$(WHEELS)")
+setup = $(strip $(PYTHON) authoring/environment.py \
+	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(WHEELS),--wheels "$(WHEELS)"))
 need_python = command -v $(PYTHON) >/dev/null 2>&1 || \
 	{ echo "There is no $(PYTHON) here: install Python 3.11 or newer from https://www.python.org" \
 	"and run make again." >&2; exit 1; }

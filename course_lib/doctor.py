@@ -494,20 +494,22 @@ def check_disk() -> Iterator[Finding]:
 def check_threads(outcome: Outcome) -> Iterator[Finding]:
     """Processors, and what the environment says about threads."""
     processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = outcome.value
+    if not threads:  # torch could not be asked, and that is told elsewhere
+        return
     # Importing course_lib sets GOMP_SPINCOUNT to 20000 unless it was set before: see there.
     named = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     found = {name: os.environ[name] for name in named if name in os.environ}
     if found.get("GOMP_SPINCOUNT") == "20000":
         del found["GOMP_SPINCOUNT"]
     settings = ", ".join(f"{name}={value}" for name, value in found.items())
-    threads = outcome.value or 0
     text = f"{processors} processors, of which torch uses {threads}"
     text += f" ({settings})" if settings else ""
     slow = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(found)
     if threads > processors or slow:
         which = " and ".join(sorted(slow)) or "OMP_NUM_THREADS"
         yield note("threads", text + ": this makes small images slow.", f"do not set {which}")
-    elif threads:
+    else:
         yield ok("threads", text)
 
 

@@ -15,9 +15,12 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from authoring import environment, freeze
 
@@ -227,6 +230,7 @@ def test_then_the_environments_own_python_runs(course: Path, pip: Pip) -> None:
         ("ERROR: No matching distribution found for torch==2.13.0", 1, "was not found"),
         ("ERROR: Could not install: [Errno 13] Permission denied: '/x'", 1, "may not write"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", 1, "arrived damaged"),
+        ("ERROR: ResolutionImpossible: for help visit", 1, "a recent one of its series"),
         ("ERROR: something nobody has seen before", 2, "pip failed"),
         pytest.param("", "os.kill(os.getpid(), signal.SIGKILL)", "memory", marks=NEEDS_POSIX),
     ],
@@ -286,7 +290,7 @@ def test_an_interruption_ends_pip_too(
 def test_the_command_line_ends_in_a_sentence(
     raised: BaseException, told: str, course: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(*_: object) -> None:
+    def prepare(*_: object, **__: object) -> None:
         raise raised
 
     monkeypatch.setattr(environment, "prepare", prepare)
@@ -391,7 +395,7 @@ def test_make_alone_explains_itself() -> None:
 
 
 @NEEDS_MAKE
-@pytest.mark.parametrize("target", ["lab", "test", "build"])
+@pytest.mark.parametrize("target", ["lab", "doctor", "wheelhouse", "test", "build"])
 def test_make_without_python_says_so(target: str) -> None:
     done = run("make", target, "PYTHON=no-such-python")
     assert done.returncode != 0
@@ -404,14 +408,22 @@ def test_make_passes_on_what_it_is_told() -> None:
         return run("make", "-n", *arguments, "PYTHON=python3").stdout.splitlines()[-1]
 
     setup = "python3 authoring/environment.py "
-    assert recipe("lab") == setup + " lab --run -m authoring.lab --port 8888 "
+    assert recipe("lab") == setup + "lab --run -m authoring.lab --port 8888 "
     assert recipe("lab", "PORT=8890", "OPEN=no", "TORCH_INDEX=https://x/cpu") == (
         setup + '--torch-index "https://x/cpu" lab --run -m authoring.lab --port 8890 --no-browser'
     )
-    assert recipe("test", "PART=mypy") == setup + " dev --run -m authoring.test_all mypy"
+    assert recipe("lab", "WHEELS=usb stick").startswith(setup + '--wheels "usb stick" lab --run')
+    assert recipe("test", "PART=mypy") == setup + "dev --run -m authoring.test_all mypy"
     assert (
         recipe("build", "SLUG=00_start_here", "STALE=1", "FORCE=1").split()
         == (setup + "dev --run -m authoring.build 00_start_here --stale --force").split()
+    )
+    assert recipe("doctor") == "python3 -m course_lib.doctor"
+    # Printed as two lines of the shell, unlike the others.
+    wheels = run("make", "-n", "wheelhouse", "PLATFORM=windows", "PY=3.12", "TORCH_INDEX=https://x")
+    assert " ".join(wheels.stdout.replace("\\\n", " ").split()).endswith(
+        'python3 -m authoring.wheelhouse --torch-index "https://x" --platform "windows" '
+        '--python "3.12"'
     )
 
 
@@ -427,6 +439,22 @@ def test_make_clean_touches_neither_work_nor_the_environment(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert [name for name in kept if not (tmp_path / name).exists()] == []
     assert [name for name in gone if (tmp_path / name).exists()] == []
+
+
+def test_every_pinned_package_runs_on_the_oldest_python_that_the_course_promises() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    pins = [line.split("==") for line in text.splitlines() if line and not line.startswith("#")]
+    oldest = ".".join(map(str, (*environment.OLDEST, 0)))
+    refused = []
+    for name, version in pins:
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # an extra that is not installed here
+            continue
+        asked = SpecifierSet(found.metadata["Requires-Python"] or "")
+        if Version(found.version).public == version and not asked.contains(oldest):
+            refused.append(f"{name} {version} needs Python {asked}")
+    assert refused == []
 
 
 def test_the_constraints_hold_every_package_and_nothing_of_this_machine() -> None:
