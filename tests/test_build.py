@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -842,81 +840,11 @@ def test_data_count_where_they_are_read(
     assert drifted(tree, capsys) == ["notebooks"]
 
 
-# The bootstrap cell
-
-
-def run_bootstrap(source: str, folder: Path, **environment: str) -> str:
-    """Run the cell twice in a Python that knows nothing of the course; the last line it prints."""
-    program = "import sys\nsys.path = [p for p in sys.path if p]\n" + textwrap.dedent(
-        """
-        from importlib.machinery import PathFinder
-        # The course is installed here for development: hide that.
-        sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-        hidden = sys.argv[2]
-        sys.path[:] = [p for p in sys.path if p.rstrip("/") != hidden]
-        try:
-            for _ in range(2):
-                exec(compile(sys.argv[1], "cell", "exec"), {})
-            import course_lib
-            print("imported", course_lib.__doc__)
-        except Exception as error:
-            print(type(error).__name__, *error._render_traceback_())
-        """
-    )
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder), **environment}
-    command = [sys.executable, "-c", program, source, str(Path(build.__file__).parents[1])]
-    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert run.stderr == ""
-    return run.stdout.strip()
+# The address
 
 
 def set_address(root: Path, address: str) -> None:
     edit(root / "pyproject.toml", "https://example.invalid/course", address)
-
-
-@pytest.mark.parametrize("address", ["https://example.invalid/course", "https://github.com/a/b"])
-def test_bootstrap_is_short_and_in_every_notebook(tree: Path, address: str) -> None:
-    set_address(tree, address)
-    for target in assembly.targets(Layout(tree), "11_toy"):
-        source = target.node.cells[1].source
-        assert source == assembly.bootstrap(address)
-        assert len(source.splitlines()) <= 15 and max(map(len, source.splitlines())) <= 100
-
-
-def test_bootstrap_with_the_placeholder(tmp_path: Path) -> None:
-    source = assembly.bootstrap("https://example.invalid/course")
-    said = run_bootstrap(source, tmp_path)
-    assert said.startswith("Stop course_lib is not installed for this kernel") and "\n" not in said
-    installed = make_tree(tmp_path / "course")
-    assert "toy library" in run_bootstrap(source, tmp_path, PYTHONPATH=str(installed))
-
-
-def test_bootstrap_installs(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "course")
-    setup = "from setuptools import setup\nsetup(name='toy', packages=['course_lib'])\n"
-    (source / "setup.py").write_text(setup)
-    (source / "pyproject.toml").unlink()
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(source)]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "toy"]):
-        subprocess.run([*git, *arguments], check=True)
-    site = tmp_path / "site"
-    site.mkdir()
-    cell = assembly.bootstrap(f"file://{source}")
-    # pip reads this 0 as "no isolation": setuptools is taken from here, not from the network.
-    quiet = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(site)}
-    assert "toy library" in run_bootstrap(cell, tmp_path, PYTHONPATH=str(site), **quiet)
-
-
-def test_bootstrap_without_network(tmp_path: Path) -> None:
-    said = run_bootstrap(assembly.bootstrap("https://127.0.0.1:9/course"), tmp_path)
-    assert said.startswith("Stop The course could not be installed. Is there a network")
-    assert "git+https://127.0.0.1:9/course said: " in said
-
-
-def test_bootstrap_where_nothing_can_be_written(tmp_path: Path) -> None:
-    cell = assembly.bootstrap(f"file://{tmp_path}/none")
-    said = run_bootstrap(cell, tmp_path, PIP_TARGET="/proc/none", TMPDIR=str(tmp_path))
-    assert said.startswith("Stop The course could not be installed")
 
 
 def test_badges(tree: Path) -> None:
