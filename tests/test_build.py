@@ -8,13 +8,14 @@ import shutil
 import stat
 import textwrap
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from authoring import assembly, build, execution
+from authoring import assembly, build, covers, execution
 from authoring.layout import BuildError, Layout, write_atomically
 
 Edit = Callable[[str], str]
@@ -98,6 +99,13 @@ FILES = {
         # %%
         1 + 1
 
+        # %% tags=["cover"]
+        from IPython.display import display
+        import base64
+        picture = {"image/png": base64.b64encode(b"voxels").decode(), "text/plain": "A toy"}
+        display({"text/plain": "no picture"}, raw=True)
+        display(picture, raw=True, metadata={"image/png": {"alt": "A [toy] brain"}})
+
         # %%
         assert 1 + 1 == 2
         """,
@@ -176,10 +184,19 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def pretend(target: assembly.Target, root: Path) -> NotebookNode:
         ran.append(target.path.relative_to(root).as_posix())
-        return execution.tidied(target.node, target)
+        node = deepcopy(target.node)
+        if (index := covers.cover_index(node)) is not None:
+            node.cells[index].outputs = [picture("dm94ZWxz", "A [toy] brain")]
+        return execution.tidied(node, target)
 
     monkeypatch.setattr(build, "execute", pretend)
     return ran
+
+
+def picture(png: str, alt: str) -> NotebookNode:
+    """An output that is a picture, `png` being its content in base64."""
+    data, metadata = {"image/png": png, "text/plain": "A toy"}, {"image/png": {"alt": alt}}
+    return nbformat.v4.new_output("display_data", data=data, metadata=metadata)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -210,7 +227,7 @@ def line_of(path: Path, text: str) -> int:
 
 def test_outputs_of_lesson_and_solution(built_once: Path) -> None:
     lesson = notebook(built_once, "notebooks/11_toy.ipynb")
-    assert [cell.execution_count for cell in lesson.cells[1:]] == [1, 2, 3, 4, 5]
+    assert [cell.execution_count for cell in lesson.cells[1:]] == [1, 2, 3, 4, 5, 6]
     assert lesson.cells[2].outputs == [
         {"name": "stdout", "output_type": "stream", "text": "hello 1\nagain\n"}
     ]
@@ -279,7 +296,7 @@ def test_equal_cells_get_different_ids(tree: Path) -> None:
     path = tree / LESSON
     path.write_text(path.read_text("utf-8") + "\n# %%\n1 + 1\n", "utf-8")
     ids = [cell.id for cell in assembly.targets(Layout(tree), "11_toy")[0].node.cells]
-    assert len(set(ids)) == len(ids) and f"{ids[4]}-2" == ids[6]
+    assert len(set(ids)) == len(ids) and f"{ids[4]}-2" == ids[7]
 
 
 # Masters that are refused
@@ -297,6 +314,27 @@ def replaced(old: str, new: str) -> Edit:
 
 # (master, what breaks it, the text whose line is named, cell, words of the message)
 BROKEN: dict[str, tuple[str, Edit, str, int, str]] = {
+    "two covers": (
+        LESSON,
+        replaced('["play"]', '["cover"]'),
+        "from IPython.display",
+        5,
+        "is tagged cover, but so is line 17: choose one",
+    ),
+    "cover of prose": (
+        LESSON,
+        replaced("# %% [markdown]", '# %% [markdown] tags=["cover"]'),
+        "# # A toy",
+        1,
+        "only a code cell makes a picture",
+    ),
+    "cover in an exercise": (
+        EXERCISE,
+        replaced("# %%\ndouble = ", '# %% tags=["cover"]\ndouble = '),
+        "double = check",
+        5,
+        "only a lesson has a picture under its title",
+    ),
     "syntax error": (LESSON, replaced("1 + 1\n", "x = 1\ny = = 2\n"), "y = =", 4, "syntax error"),
     "syntax error after a magic": (
         EXERCISE,
@@ -595,7 +633,7 @@ def test_equal_cells_keep_their_own_outputs(tree: Path) -> None:
     target = assembly.targets(Layout(tree), "11_toy")[0]
     existing = execution.tidied(target.node, target)
     kept = execution.with_outputs_of(target.node, existing)
-    assert kept == existing and kept.cells[6].execution_count == 6
+    assert kept == existing and kept.cells[7].execution_count == 7
 
 
 def test_last_cell_gone(built: Path, no_kernel: list[str]) -> None:
@@ -795,6 +833,140 @@ def test_drift_of_the_library_is_listed_only(
     assert capsys.readouterr().out.splitlines() == [
         f"outputs older than the library: {name}" for name in BUILT[:2]
     ]
+
+
+# The picture under the title
+
+COVER_CELL = 5  # of the built lesson, from 0
+NOT_THE_COVER = "the picture under its title is not that of its cell tagged cover: build it again"
+
+
+def test_cover_stands_under_the_title(built_once: Path) -> None:
+    title = notebook(built_once, BUILT[0]).cells[0]
+    line = r"![A \[toy\] brain](attachment:cover.png)"
+    assert title.source == f"# A toy lesson\n\n{line}\n\nNothing to see."
+    assert title.attachments == {"cover.png": {"image/png": "dm94ZWxz"}}
+    assert title.id == assembly.targets(Layout(built_once), "11_toy")[0].node.cells[0].id
+    for name in BUILT[1:]:
+        assert "attachment" not in (built_once / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# T", "# T\n\n![a](attachment:cover.png)"),
+        ("# T\nrest", "# T\n\n![a](attachment:cover.png)\n\nrest"),
+        ("# T\n\nrest\n\nend", "# T\n\n![a](attachment:cover.png)\n\nrest\n\nend"),
+    ],
+)
+def test_place_of_the_cover(source: str, expected: str) -> None:
+    cell = nbformat.v4.new_code_cell("", metadata={"tags": ["cover"]})
+    cell.outputs = [picture("Zmlyc3Q=", "a"), picture("c2Vjb25k", "b")]
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source), cell])
+    result = covers.with_cover(node)
+    assert result.cells[0].source == expected and node.cells[0].source == source
+    assert result.cells[0].attachments["cover.png"]["image/png"] == "Zmlyc3Q="
+
+
+def test_lesson_without_a_cover(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(tree / LESSON, ' tags=["cover"]', "")
+    before = snapshot(tree)
+    for options in ([], ["--check"]):
+        assert build.main(options, tree) == 1
+        said = "".join(capsys.readouterr())
+        assert said.startswith(f'{LESSON}:1: no cover: write `# %% tags=["cover"]` above')
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("display(picture, raw=True,", "dict(", "is tagged cover but shows no picture"),
+        ('metadata={"image/png": {"alt": "A [toy] brain"}}', "metadata={}", "alternative text"),
+        ('b"voxels"', 'b"voxels" * 30_000', "180000 bytes of picture, but a cover has at most"),
+    ],
+)
+def test_cover_that_will_not_do(
+    old: str, new: str, words: str, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(built)
+    edit(built / LESSON, old, new)
+    path = built / LESSON
+    assert build.main([], built) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{LESSON}:{line_of(path, 'from IPython')}: cell 5: ")
+    assert words in error and snapshot(built)[BUILT[0]] == before[BUILT[0]]
+
+
+def test_cover_is_kept_when_prose_changes(built: Path, no_kernel: list[str]) -> None:
+    attached = notebook(built, BUILT[0]).cells[0].attachments
+    edit(built / LESSON, "Nothing to see", "Something to see")
+    for options in (["--no-execute"], []):
+        assert build.main(options, built) == 0
+        title = notebook(built, BUILT[0]).cells[0]
+        assert title.attachments == attached and title.source.endswith("Something to see.")
+    assert no_kernel == [] and build.main(["--check"], built) == 0
+
+
+def test_another_cell_becomes_the_cover_without_running(built: Path, no_kernel: list[str]) -> None:
+    node = notebook(built, BUILT[0])
+    node.cells[4].outputs.append(picture("b3RoZXI=", "Another"))
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    edit(built / LESSON, '# %% tags=["cover"]', "# %%")
+    edit(built / LESSON, "# %%\n1 + 1", '# %% tags=["cover"]\n1 + 1')
+    assert build.main(["--check"], built) == 1
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0
+    title = notebook(built, BUILT[0]).cells[0]
+    assert "![Another](" in title.source and "b3RoZXI=" in str(title.attachments)
+    assert no_kernel == []
+
+
+def without_attachment(node: NotebookNode) -> None:
+    del node.cells[0]["attachments"]
+
+
+def with_another_picture(node: NotebookNode) -> None:
+    node.cells[0].attachments["cover.png"]["image/png"] = "b3RoZXI="
+
+
+def with_a_newer_output(node: NotebookNode) -> None:
+    node.cells[COVER_CELL].outputs[1].data["image/png"] = "b3RoZXI="
+
+
+@pytest.mark.parametrize("change", [without_attachment, with_another_picture, with_a_newer_output])
+def test_check_sees_a_cover_that_is_not_the_cell_s(
+    change: Callable[[NotebookNode], None],
+    built: Path,
+    no_kernel: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node = notebook(built, BUILT[0])
+    change(node)
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    assert build.main(["--check"], built) == 1
+    assert capsys.readouterr().out == f"{BUILT[0]}: {NOT_THE_COVER}\n"
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0 and no_kernel == []
+
+
+def test_check_sees_another_line_for_the_cover(
+    built: Path, no_kernel: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(built / BUILT[0], "brain](attachment", "head](attachment")
+    assert build.main(["--check"], built) == 1
+    assert f"cell 1 (source) differs from {LESSON}" in capsys.readouterr().out
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0 and no_kernel == []
+
+
+def test_check_sees_an_output_without_the_cover(
+    built: Path, no_kernel: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = notebook(built, BUILT[0])
+    node.cells[COVER_CELL].outputs.clear()
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    assert build.main(["--check"], built) == 1
+    assert "cell 6 is tagged cover but shows no picture" in capsys.readouterr().out
+    assert build.main([], built) == 0 and no_kernel == [BUILT[0]]
+    assert build.main(["--check"], built) == 0
 
 
 # Digests
