@@ -12,7 +12,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from authoring.layout import PLACEHOLDER, BuildError, Layout
+from authoring.bootstrap import bootstrap
+from authoring.layout import BuildError, Layout
 from authoring.masters import BEGIN, END, EXPECTED_FAILURE, Cell, read_exercise, read_lesson
 
 # No version numbers: they would change the notebooks on every machine.
@@ -25,38 +26,6 @@ NOTEBOOK_METADATA = {
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-
-NOT_HERE = """\
-# Looks for the course's library; on Colab and the like, this is where it would be installed.
-try:
-    import course_lib  # before torch: it sets how torch's threads wait for one another
-except ImportError:
-
-    class Stop(Exception):
-        def _render_traceback_(self):
-            return [str(self)]
-
-    raise Stop(
-        "course_lib is not installed for this kernel. Open the notebook by `make lab` (or `python "
-        "-m authoring.lab`) in the course's folder: its README says how to get there."
-    ) from None"""
-
-INSTALL = """\
-# Installs the course's library where it is missing, as on Colab.
-import importlib.util
-import subprocess, sys
-
-if importlib.util.find_spec("course_lib") is None:
-    class Stop(Exception):
-        def _render_traceback_(self):
-            return [str(self)]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "git+{address}"]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    importlib.invalidate_caches()
-    if importlib.util.find_spec("course_lib") is None:
-        raise Stop("The course could not be installed. Is there a network, and may you write to "
-                   f"this disk? {{' '.join(pip[1:])}} said: {{done.stderr.strip()[-400:]}}")
-import course_lib  # before torch: it sets how torch's threads wait for one another"""
 
 
 @dataclass(frozen=True)
@@ -126,11 +95,6 @@ def assemble(cells: list[Cell], address: str) -> NotebookNode:
     notebook = nbformat.v4.new_notebook(cells=nodes, metadata=deepcopy(NOTEBOOK_METADATA))
     notebook.nbformat_minor = 5
     return notebook
-
-
-def bootstrap(address: str) -> str:
-    """The source of the cell that finds or installs `course_lib`."""
-    return NOT_HERE if address.startswith(PLACEHOLDER) else INSTALL.format(address=address)
 
 
 def add_badge(node: NotebookNode, address: str, name: str) -> None:

@@ -83,6 +83,9 @@ PIXELS = f"""index => [...{NODE}.querySelectorAll("img.widget-image")].map(image
     canvas.getContext("2d").drawImage(image, 0, 0);
     return canvas.toDataURL();
 }})"""
+# The words of a cell's picture once it is decoded; false before that.
+COVER = f"""index => {NODE}.isConnected &&
+    [...{NODE}.querySelectorAll("img")].find(image => image.naturalWidth > 1)?.alt"""
 # From the key's event to the moment the browser has decoded the last picture that it changed.
 WATCH = f"""([index, slider]) => {{
     const images = [...{NODE}.querySelectorAll("img.widget-image")];
@@ -233,6 +236,13 @@ def run_all(page: Page) -> list[Cell]:
     page.wait_for_function("() => window.courseRan", timeout=RUNNING_TIMEOUT * 1000)
     page.wait_for_function(KERNEL_IS_IDLE)
     return [Cell(**cell) for cell in page.evaluate(CODE_CELLS)]
+
+
+def cover(page: Page) -> str:
+    """Return the alternative text of the picture under the title, once the browser shows it."""
+    page.evaluate(SHOW_CELL, 0)
+    alt: str = page.wait_for_function(COVER, arg=0, timeout=PICTURE_TIMEOUT * 1000).json_value()
+    return alt
 
 
 def sliders(page: Page, cells: list[Cell]) -> list[Slider]:

@@ -13,8 +13,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from authoring.assembly import Target, slugs, solution_texts, targets, task_points
+from authoring.covers import cover_problem, with_cover
 from authoring.digests import library_digest, master_digest
-from authoring.execution import execute, has_run, unfit_outputs, with_outputs_of
+from authoring.execution import execute, has_run, located, unfit_outputs, with_outputs_of
 from authoring.layout import BuildError, Layout, read_json, write_atomically, write_json
 
 FOLDERS = ("notebooks", "solutions", "exercises")
@@ -68,16 +69,20 @@ def build(
         node = with_outputs_of(target.node, existing) if target.runs else target.node
         if target.runs and run and (force or needs_run(layout, target, node, stale)):
             node = execute(target, layout.root)
-            write_notebook(layout, target.path, node, existing)
+            if problem := cover_problem(node):
+                raise located(target, *problem)
+            write_notebook(layout, target.path, with_cover(node), existing)
             record(layout, target)
         else:
-            write_notebook(layout, target.path, node, existing)
+            write_notebook(layout, target.path, with_cover(node), existing)
 
 
 def needs_run(layout: Layout, target: Target, node: NotebookNode, stale: bool) -> bool:
     """Whether the outputs that `node` holds come from something else than today's code."""
     entry = read_json(layout.built).get(layout.name(target.path), {})
-    if not has_run(node) or unfit_outputs(node) or entry.get("master") != master_digest(node):
+    if not has_run(node) or unfit_outputs(node) or cover_problem(node):
+        return True
+    if entry.get("master") != master_digest(node):
         return True
     return stale and entry.get("library") != library_digest(node, layout.root)
 
@@ -184,16 +189,28 @@ def problems_of(target: Target, entry: dict[str, str]) -> Iterator[str]:
     if existing is None:
         yield "is no notebook" if target.path.exists() else "not built yet"
         return
-    if place := difference(without_outputs(existing) if target.runs else existing, target.node):
-        yield f"{place} differs from {target.master}"
     if not target.runs:
+        if place := difference(existing, target.node):
+            yield f"{place} differs from {target.master}"
         return
+    expected = with_cover(with_outputs_of(target.node, existing))
+    if attached(existing) != attached(expected):
+        yield "the picture under its title is not that of its cell tagged cover: build it again"
+    elif place := difference(without_outputs(existing), without_outputs(expected)):
+        yield f"{place} differs from {target.master}"
     if entry.get("master") != master_digest(target.node):
         yield f"its outputs come from another version of {target.master}"
     elif not has_run(existing):
         yield "not executed from top to bottom"
+    elif problem := cover_problem(expected):
+        yield f"cell {problem[0] + 1} {problem[1]}"
     for number in unfit_outputs(existing):
         yield f"cell {number} holds outputs that the build does not store"
+
+
+def attached(node: NotebookNode) -> Any:
+    """What is attached to the title cell: the cover of a lesson."""
+    return node.cells[0].get("attachments") if node.cells else None
 
 
 def without_outputs(node: NotebookNode) -> NotebookNode:

@@ -17,6 +17,7 @@ from authoring.layout import BuildError
 # nbgrader looks for these words anywhere in a line, in cells of any kind.
 BEGIN, END = "BEGIN SOLUTION", "END SOLUTION"
 EXPECTED_FAILURE = "raises-exception"
+COVER = "cover"
 OWN_METADATA = {"points", "tags"}
 JUPYTEXT_METADATA = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}
 
@@ -142,7 +143,27 @@ def read_lesson(path: Path, name: str) -> list[Cell]:
             raise cell.error("a solution marker in a lesson: it belongs in the exercise", line)
         if "points" in cell.node.metadata:
             raise cell.error("points in a lesson: they belong in the exercise")
+    refuse_wrong_cover(cells, name)
     return cells
+
+
+def refuse_wrong_cover(cells: list[Cell], name: str) -> None:
+    """Under a lesson's title stands one picture, made by one of its code cells."""
+    tagged = [cell for cell in cells if is_cover(cell)]
+    if not tagged:
+        raise BuildError(
+            f'{name}:1: no cover: write `# %% tags=["{COVER}"]` above the code cell whose first '
+            "picture shows best what the reader will have built; it will stand under the title"
+        )
+    if not tagged[0].is_code:
+        raise tagged[0].error(f"is tagged {COVER}, but only a code cell makes a picture")
+    if len(tagged) > 1:
+        raise tagged[1].error(f"is tagged {COVER}, but so is line {tagged[0].line}: choose one")
+
+
+def is_cover(cell: Cell) -> bool:
+    """Whether the first picture of a cell is to stand under the title."""
+    return COVER in cell.node.metadata.get("tags", [])
 
 
 def read_exercise(path: Path, name: str) -> list[Cell]:
@@ -151,6 +172,8 @@ def read_exercise(path: Path, name: str) -> list[Cell]:
     answers: dict[str, Cell] = {}
     checked: set[str] = set()
     for cell in cells:
+        if is_cover(cell):
+            raise cell.error(f"is tagged {COVER}: only a lesson has a picture under its title")
         if marker_line(cell):
             task = answered_task(cell)
             if task in answers:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pytest
 from playwright.sync_api import Page
 
@@ -54,6 +55,11 @@ def test_the_arrow_keys_on_each_slider_change_the_picture(lesson: Lesson) -> Non
         before = browser.pixels(lesson.page, slider)
         browser.back_and_forth(lesson.page, slider, presses=3)
         assert browser.pixels(lesson.page, slider) != before, slider.label
+
+
+def test_the_picture_under_the_title_is_shown(lesson: Lesson) -> None:
+    title = nbformat.read(ROOT / FIRST, as_version=4).cells[0].source
+    assert f"![{browser.cover(lesson.page)}](attachment:" in title
 
 
 def test_nothing_stands_between_the_learner_and_the_lesson(lesson: Lesson) -> None:

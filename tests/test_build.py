@@ -6,17 +6,16 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from authoring import assembly, build, execution
+from authoring import assembly, build, covers, execution
 from authoring.layout import BuildError, Layout, write_atomically
 
 Edit = Callable[[str], str]
@@ -100,6 +99,13 @@ FILES = {
         # %%
         1 + 1
 
+        # %% tags=["cover"]
+        from IPython.display import display
+        import base64
+        picture = {"image/png": base64.b64encode(b"voxels").decode(), "text/plain": "A toy"}
+        display({"text/plain": "no picture"}, raw=True)
+        display(picture, raw=True, metadata={"image/png": {"alt": "A [toy] brain"}})
+
         # %%
         assert 1 + 1 == 2
         """,
@@ -178,10 +184,19 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def pretend(target: assembly.Target, root: Path) -> NotebookNode:
         ran.append(target.path.relative_to(root).as_posix())
-        return execution.tidied(target.node, target)
+        node = deepcopy(target.node)
+        if (index := covers.cover_index(node)) is not None:
+            node.cells[index].outputs = [picture("dm94ZWxz", "A [toy] brain")]
+        return execution.tidied(node, target)
 
     monkeypatch.setattr(build, "execute", pretend)
     return ran
+
+
+def picture(png: str, alt: str) -> NotebookNode:
+    """An output that is a picture, `png` being its content in base64."""
+    data, metadata = {"image/png": png, "text/plain": "A toy"}, {"image/png": {"alt": alt}}
+    return nbformat.v4.new_output("display_data", data=data, metadata=metadata)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -212,7 +227,7 @@ def line_of(path: Path, text: str) -> int:
 
 def test_outputs_of_lesson_and_solution(built_once: Path) -> None:
     lesson = notebook(built_once, "notebooks/11_toy.ipynb")
-    assert [cell.execution_count for cell in lesson.cells[1:]] == [1, 2, 3, 4, 5]
+    assert [cell.execution_count for cell in lesson.cells[1:]] == [1, 2, 3, 4, 5, 6]
     assert lesson.cells[2].outputs == [
         {"name": "stdout", "output_type": "stream", "text": "hello 1\nagain\n"}
     ]
@@ -286,7 +301,7 @@ def test_equal_cells_get_different_ids(tree: Path) -> None:
     path = tree / LESSON
     path.write_text(path.read_text("utf-8") + "\n# %%\n1 + 1\n", "utf-8")
     ids = [cell.id for cell in assembly.targets(Layout(tree), "11_toy")[0].node.cells]
-    assert len(set(ids)) == len(ids) and f"{ids[4]}-2" == ids[6]
+    assert len(set(ids)) == len(ids) and f"{ids[4]}-2" == ids[7]
 
 
 # Masters that are refused
@@ -304,6 +319,27 @@ def replaced(old: str, new: str) -> Edit:
 
 # (master, what breaks it, the text whose line is named, cell, words of the message)
 BROKEN: dict[str, tuple[str, Edit, str, int, str]] = {
+    "two covers": (
+        LESSON,
+        replaced('["play"]', '["cover"]'),
+        "from IPython.display",
+        5,
+        "is tagged cover, but so is line 17: choose one",
+    ),
+    "cover of prose": (
+        LESSON,
+        replaced("# %% [markdown]", '# %% [markdown] tags=["cover"]'),
+        "# # A toy",
+        1,
+        "only a code cell makes a picture",
+    ),
+    "cover in an exercise": (
+        EXERCISE,
+        replaced("# %%\ndouble = ", '# %% tags=["cover"]\ndouble = '),
+        "double = check",
+        5,
+        "only a lesson has a picture under its title",
+    ),
     "syntax error": (LESSON, replaced("1 + 1\n", "x = 1\ny = = 2\n"), "y = =", 4, "syntax error"),
     "syntax error after a magic": (
         EXERCISE,
@@ -602,7 +638,7 @@ def test_equal_cells_keep_their_own_outputs(tree: Path) -> None:
     target = assembly.targets(Layout(tree), "11_toy")[0]
     existing = execution.tidied(target.node, target)
     kept = execution.with_outputs_of(target.node, existing)
-    assert kept == existing and kept.cells[6].execution_count == 6
+    assert kept == existing and kept.cells[7].execution_count == 7
 
 
 def test_last_cell_gone(built: Path, no_kernel: list[str]) -> None:
@@ -810,6 +846,140 @@ def test_drift_of_the_library_is_listed_only(
     ]
 
 
+# The picture under the title
+
+COVER_CELL = 5  # of the built lesson, from 0
+NOT_THE_COVER = "the picture under its title is not that of its cell tagged cover: build it again"
+
+
+def test_cover_stands_under_the_title(built_once: Path) -> None:
+    title = notebook(built_once, BUILT[0]).cells[0]
+    line = r"![A \[toy\] brain](attachment:cover.png)"
+    assert title.source == f"# A toy lesson\n\n{line}\n\nNothing to see."
+    assert title.attachments == {"cover.png": {"image/png": "dm94ZWxz"}}
+    assert title.id == assembly.targets(Layout(built_once), "11_toy")[0].node.cells[0].id
+    for name in BUILT[1:]:
+        assert "attachment" not in (built_once / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# T", "# T\n\n![a](attachment:cover.png)"),
+        ("# T\nrest", "# T\n\n![a](attachment:cover.png)\n\nrest"),
+        ("# T\n\nrest\n\nend", "# T\n\n![a](attachment:cover.png)\n\nrest\n\nend"),
+    ],
+)
+def test_place_of_the_cover(source: str, expected: str) -> None:
+    cell = nbformat.v4.new_code_cell("", metadata={"tags": ["cover"]})
+    cell.outputs = [picture("Zmlyc3Q=", "a"), picture("c2Vjb25k", "b")]
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source), cell])
+    result = covers.with_cover(node)
+    assert result.cells[0].source == expected and node.cells[0].source == source
+    assert result.cells[0].attachments["cover.png"]["image/png"] == "Zmlyc3Q="
+
+
+def test_lesson_without_a_cover(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(tree / LESSON, ' tags=["cover"]', "")
+    before = snapshot(tree)
+    for options in ([], ["--check"]):
+        assert build.main(options, tree) == 1
+        said = "".join(capsys.readouterr())
+        assert said.startswith(f'{LESSON}:1: no cover: write `# %% tags=["cover"]` above')
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("display(picture, raw=True,", "dict(", "is tagged cover but shows no picture"),
+        ('metadata={"image/png": {"alt": "A [toy] brain"}}', "metadata={}", "alternative text"),
+        ('b"voxels"', 'b"voxels" * 30_000', "180000 bytes of picture, but a cover has at most"),
+    ],
+)
+def test_cover_that_will_not_do(
+    old: str, new: str, words: str, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(built)
+    edit(built / LESSON, old, new)
+    path = built / LESSON
+    assert build.main([], built) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{LESSON}:{line_of(path, 'from IPython')}: cell 5: ")
+    assert words in error and snapshot(built)[BUILT[0]] == before[BUILT[0]]
+
+
+def test_cover_is_kept_when_prose_changes(built: Path, no_kernel: list[str]) -> None:
+    attached = notebook(built, BUILT[0]).cells[0].attachments
+    edit(built / LESSON, "Nothing to see", "Something to see")
+    for options in (["--no-execute"], []):
+        assert build.main(options, built) == 0
+        title = notebook(built, BUILT[0]).cells[0]
+        assert title.attachments == attached and title.source.endswith("Something to see.")
+    assert no_kernel == [] and build.main(["--check"], built) == 0
+
+
+def test_another_cell_becomes_the_cover_without_running(built: Path, no_kernel: list[str]) -> None:
+    node = notebook(built, BUILT[0])
+    node.cells[4].outputs.append(picture("b3RoZXI=", "Another"))
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    edit(built / LESSON, '# %% tags=["cover"]', "# %%")
+    edit(built / LESSON, "# %%\n1 + 1", '# %% tags=["cover"]\n1 + 1')
+    assert build.main(["--check"], built) == 1
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0
+    title = notebook(built, BUILT[0]).cells[0]
+    assert "![Another](" in title.source and "b3RoZXI=" in str(title.attachments)
+    assert no_kernel == []
+
+
+def without_attachment(node: NotebookNode) -> None:
+    del node.cells[0]["attachments"]
+
+
+def with_another_picture(node: NotebookNode) -> None:
+    node.cells[0].attachments["cover.png"]["image/png"] = "b3RoZXI="
+
+
+def with_a_newer_output(node: NotebookNode) -> None:
+    node.cells[COVER_CELL].outputs[1].data["image/png"] = "b3RoZXI="
+
+
+@pytest.mark.parametrize("change", [without_attachment, with_another_picture, with_a_newer_output])
+def test_check_sees_a_cover_that_is_not_the_cell_s(
+    change: Callable[[NotebookNode], None],
+    built: Path,
+    no_kernel: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node = notebook(built, BUILT[0])
+    change(node)
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    assert build.main(["--check"], built) == 1
+    assert capsys.readouterr().out == f"{BUILT[0]}: {NOT_THE_COVER}\n"
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0 and no_kernel == []
+
+
+def test_check_sees_another_line_for_the_cover(
+    built: Path, no_kernel: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(built / BUILT[0], "brain](attachment", "head](attachment")
+    assert build.main(["--check"], built) == 1
+    assert f"cell 1 (source) differs from {LESSON}" in capsys.readouterr().out
+    assert build.main([], built) == 0 and build.main(["--check"], built) == 0 and no_kernel == []
+
+
+def test_check_sees_an_output_without_the_cover(
+    built: Path, no_kernel: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = notebook(built, BUILT[0])
+    node.cells[COVER_CELL].outputs.clear()
+    (built / BUILT[0]).write_text(nbformat.v4.writes(node) + "\n", "utf-8")
+    assert build.main(["--check"], built) == 1
+    assert "cell 6 is tagged cover but shows no picture" in capsys.readouterr().out
+    assert build.main([], built) == 0 and no_kernel == [BUILT[0]]
+    assert build.main(["--check"], built) == 0
+
+
 # Digests
 
 
@@ -853,81 +1023,11 @@ def test_data_count_where_they_are_read(
     assert drifted(tree, capsys) == ["notebooks"]
 
 
-# The bootstrap cell
-
-
-def run_bootstrap(source: str, folder: Path, **environment: str) -> str:
-    """Run the cell twice in a Python that knows nothing of the course; the last line it prints."""
-    program = "import sys\nsys.path = [p for p in sys.path if p]\n" + textwrap.dedent(
-        """
-        from importlib.machinery import PathFinder
-        # The course is installed here for development: hide that.
-        sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-        hidden = sys.argv[2]
-        sys.path[:] = [p for p in sys.path if p.rstrip("/") != hidden]
-        try:
-            for _ in range(2):
-                exec(compile(sys.argv[1], "cell", "exec"), {})
-            import course_lib
-            print("imported", course_lib.__doc__)
-        except Exception as error:
-            print(type(error).__name__, *error._render_traceback_())
-        """
-    )
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder), **environment}
-    command = [sys.executable, "-c", program, source, str(Path(build.__file__).parents[1])]
-    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert run.stderr == ""
-    return run.stdout.strip()
+# The address
 
 
 def set_address(root: Path, address: str) -> None:
     edit(root / "pyproject.toml", "https://example.invalid/course", address)
-
-
-@pytest.mark.parametrize("address", ["https://example.invalid/course", "https://github.com/a/b"])
-def test_bootstrap_is_short_and_in_every_notebook(tree: Path, address: str) -> None:
-    set_address(tree, address)
-    for target in assembly.targets(Layout(tree), "11_toy"):
-        source = target.node.cells[1].source
-        assert source == assembly.bootstrap(address)
-        assert len(source.splitlines()) <= 15 and max(map(len, source.splitlines())) <= 100
-
-
-def test_bootstrap_with_the_placeholder(tmp_path: Path) -> None:
-    source = assembly.bootstrap("https://example.invalid/course")
-    said = run_bootstrap(source, tmp_path)
-    assert said.startswith("Stop course_lib is not installed for this kernel") and "\n" not in said
-    installed = make_tree(tmp_path / "course")
-    assert "toy library" in run_bootstrap(source, tmp_path, PYTHONPATH=str(installed))
-
-
-def test_bootstrap_installs(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "course")
-    setup = "from setuptools import setup\nsetup(name='toy', packages=['course_lib'])\n"
-    (source / "setup.py").write_text(setup)
-    (source / "pyproject.toml").unlink()
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(source)]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "toy"]):
-        subprocess.run([*git, *arguments], check=True)
-    site = tmp_path / "site"
-    site.mkdir()
-    cell = assembly.bootstrap(f"file://{source}")
-    # pip reads this 0 as "no isolation": setuptools is taken from here, not from the network.
-    quiet = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(site)}
-    assert "toy library" in run_bootstrap(cell, tmp_path, PYTHONPATH=str(site), **quiet)
-
-
-def test_bootstrap_without_network(tmp_path: Path) -> None:
-    said = run_bootstrap(assembly.bootstrap("https://127.0.0.1:9/course"), tmp_path)
-    assert said.startswith("Stop The course could not be installed. Is there a network")
-    assert "git+https://127.0.0.1:9/course said: " in said
-
-
-def test_bootstrap_where_nothing_can_be_written(tmp_path: Path) -> None:
-    cell = assembly.bootstrap(f"file://{tmp_path}/none")
-    said = run_bootstrap(cell, tmp_path, PIP_TARGET="/proc/none", TMPDIR=str(tmp_path))
-    assert said.startswith("Stop The course could not be installed")
 
 
 def test_badges(tree: Path) -> None:

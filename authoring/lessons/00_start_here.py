@@ -199,7 +199,7 @@ assert deformable["Dice gray matter"] - affine["Dice gray matter"] > 0.10
 assert deformable["Dice white matter"] - affine["Dice white matter"] > 0.10
 assert deformable["correlation"] > 0.98 and deformable["folding (%)"] <= 0.1
 
-# %%
+# %% tags=["cover"]
 show(
     comparison(
         {"identity": moving, "affine": warp(moving, u_affine), "deformable": warp(moving, u_total)},

@@ -29,7 +29,7 @@ brain = brains.real_pair().fixed
 # %% [markdown]
 # Here is where we are going: a field of arrows on a brain, and the brain that comes out when every voxel fetches its value from where its arrow ends.
 
-# %%
+# %% tags=["cover"]
 shape = brain.shape[2:]                                                 # (224, 192)
 center = torch.tensor([111.5, 95.5]).view(1, 2, 1, 1)
 distance = (identity_grid(shape) - center).square().sum(1, keepdim=True)
