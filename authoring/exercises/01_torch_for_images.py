@@ -3,13 +3,14 @@
 #
 # You write the idioms that every later lesson uses: axes, a filter, a soft mask, a descent. **Time**: about 40 minutes · **Points**: 12.
 #
-# Before this: lesson 01. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 01. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 import torch
 from torch.nn import functional as F
 
 from course_lib import setup
+from course_lib.checks import progress
 from course_lib.checks import torch_for_images as check
 from course_lib.datasets import brains
 from course_lib.optimise import descend
@@ -335,3 +336,9 @@ assert slow[-1] > 0.3 and good[-1] < 0.07 and wild[-1] > 0.5
 
 # %% [markdown]
 # A step of Adam is about one learning rate long, in the unit of the parameter. Two voxels are 2/224 = 0.009 image heights; a rate of 1 is a whole image a step, and the disc is gone before it could see anything. When somebody's learning rate does not work on your data, compare the units first.
+
+# %% [markdown]
+# ## Where you stand
+
+# %%
+progress()
