@@ -227,24 +227,20 @@ assert torch.allclose(exact, estimate, atol=1e-8)
 #
 # ●●● · 11 minutes · 3 points
 #
-# With a large learning rate the last circle need not be the best one. Write the loop of the lesson so that it returns the circle with the lowest loss that it has computed.
+# With a large learning rate the last circle need not be the best one. Write the loop of the lesson, with the mean squared difference of `soft_disc` and `target` as the loss, so that it returns the circle with the lowest loss that it has computed.
 
 # %%
 def fit(target, start, learning_rate, steps):
     """The best circle on the way downhill.
 
-    The loss is the mean squared difference of soft_disc and target; torch.optim.Adam changes the
-    circle after each loss.
-
     Args:
         target: float tensor (1, 1, H, W), 1 inside the shape and 0 outside
         start: float tensor (1, 3): row, column, radius, in voxels; must stay as it is
-        learning_rate: a number, for Adam
-        steps: how many steps; in each, the loss of the circle is computed before Adam moves it
+        learning_rate: a number, for torch.optim.Adam
+        steps: how many; in each, the circle's loss is computed, then Adam moves the circle
 
     Returns:
-        tensor (1, 3), without gradient: of the circles whose loss was computed, the one with the
-        lowest
+        tensor (1, 3), without gradient: the circle with the lowest loss that was computed
 
     Example:
         with steps=1 it is the start
