@@ -251,7 +251,10 @@ WRONG = {
         (lambda: 28 / 9, "type"),
     ],
     "correlate": [(correlate_by_voxels, "law"), (correlate_by_rows, "law")],
-    "soft_disc": [(disc_with_hypot, "law")],
+    "soft_disc": [
+        (disc_with_hypot, "law"),
+        (lambda shape, circles: (draw(shape, circles) > 0.5).float(), "mistake"),
+    ],
     "fit": [
         (fit_with_gradient, "law"),
         (fit_on_start_itself, "in place"),

@@ -181,6 +181,14 @@ class TestExplorer:
         assert columns.min() == pytest.approx(column - radius, abs=1)
         assert columns.max() == pytest.approx(column + radius, abs=1)
 
+    def test_path_ends_where_the_center_is(self, explorer: Playground) -> None:
+        shown = panel(explorer.render(2, 40), 0)
+        circles = fit_disc(box(), torch.tensor([START]), learning_rate=2, steps=40).circles
+        scale = page().panel[0] / SHAPE[0]
+        for row, column, _ in circles[[0, 5, -1]].tolist():
+            i, j = int((row + 0.5) * scale), int((column + 0.5) * scale)
+            assert tuple(shown[i, j]) == drawing.OUTLINE_RGB
+
     def test_difference_is_the_disc_minus_the_shape(self, explorer: Playground) -> None:
         shown = panel(explorer.render(2, 40), 2).astype(float)
         circle = fit_disc(box(), torch.tensor([START]), learning_rate=2, steps=40).circles[-1:]

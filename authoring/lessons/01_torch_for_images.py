@@ -261,6 +261,7 @@ def disc(circle):
     return torch.sigmoid((radius - (squared + 1e-6).sqrt()) / 2)        # why 1e-6: see below
 
 
+# %%
 def fit(start, learning_rate, steps, forget=True):
     circle = start.clone().requires_grad_()                             # a leaf; start stays as it is
     optimizer, losses = torch.optim.Adam([circle], lr=learning_rate), []
