@@ -179,9 +179,9 @@ def wheelhouse_options() -> str:
 
 def set_up_anew() -> str:
     """How to make the environment from nothing."""
-    if os.name != "nt":
-        return "in the course's folder: make lab"
     wheels = wheelhouse_options()
+    if os.name != "nt":
+        return "in the course's folder: make lab" + " WHEELS=wheelhouse" * bool(wheels)
     return (
         "in the course's folder, delete .venv if it is there; then: py -3 -m venv .venv; then: "
         rf'.venv\Scripts\python -m pip install{wheels} -c constraints.txt -e ".[lab]"'
@@ -306,6 +306,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def misfit(version: str, ranges: str) -> str:
     """``"too old"``, ``"too new"``, or ``""`` if a version lies in ``">=7.7,<9"``.
+
+    Of the signs that Python knows, only those that the course's ``pyproject.toml`` uses.
 
     Example:
         >>> misfit("9.0.1", ">=7.7,<9"), misfit("7.7", ">=7.7,<9"), misfit("7.6.5", ">=7.7,<9")
@@ -562,10 +564,9 @@ def check_data() -> Iterator[Finding]:
     except (OSError, ValueError, KeyError) as error:
         yield problem("data", f"The list of the data files cannot be read: {error}", todo)
         return
-    bad = [finding for finding in map(damage, (os.path.join(folder, n) for n in expected),
-                                      expected.values()) if finding]  # fmt: skip
-    if bad:
-        yield problem("data", "; ".join(bad) + ".", todo)
+    damages = [damage(os.path.join(folder, name), digest) for name, digest in expected.items()]
+    if any(damages):
+        yield problem("data", "; ".join(filter(None, damages)) + ".", todo)
     else:
         yield ok("data", f"{len(expected)} files, all whole")
 
@@ -616,7 +617,7 @@ def check_folder() -> Iterator[Finding]:
         )
     standard = set(getattr(sys, "stdlib_module_names", ()))
     packages = {IMPORTED.get(r.name, r.name).split(".")[0] for r in requirements()}
-    taken = {name for name in standard | packages | {"course_lib"}}
+    taken = standard | packages | {"course_lib"}
     folders = [os.path.join(ROOT, "work", n) for n in ("", "notebooks", "exercises", "solutions")]
     for folder in [*folders, ROOT] if has_source() else []:
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -624,8 +625,8 @@ def check_folder() -> Iterator[Finding]:
             if name.endswith(".py") and name[:-3] in taken:
                 yield problem(
                     "folder",
-                    f"{os.path.join(folder, name)} has the name of a module, and notebooks there "
-                    "import it instead.",
+                    f"{os.path.join(folder, name)} has the name of a module, and what runs in "
+                    "that folder imports it instead.",
                     "rename it",
                 )
 

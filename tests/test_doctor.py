@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,7 @@ def test_requirements_are_read_from_the_folder_and_from_pips_note(
     from_folder = doctor.requirements()
     assert Requirement("ipywidgets", ">=7.7,<9") in from_folder
     assert Requirement("jupyterlab", ">=4.2", "lab") in from_folder
+    assert all(re.fullmatch(r"((>=|<)[\d.]+,?)+", wanted.ranges) for wanted in from_folder)
     assert not {"pytest", "nbgrader"} & {wanted.name for wanted in from_folder}
     monkeypatch.setattr(doctor, "has_source", lambda: False)
     by_name = {wanted.name: wanted for wanted in doctor.requirements()}
@@ -402,6 +404,7 @@ def test_a_wheelhouse_is_used_where_there_is_one(
     (tmp_path / "wheelhouse" / "wheelhouse.json").write_text("{}")
     assert "--no-index --find-links wheelhouse -c" in doctor.install_command()
     assert "--no-index" in doctor.reinstall_command("torch")
+    assert "make lab WHEELS=wheelhouse" in doctor.set_up_anew() or os.name == "nt"
     monkeypatch.setattr(doctor, "in_environment", lambda: False)  # where pip is often refused
     assert doctor.install_command() == doctor.set_up_anew() == doctor.reinstall_command("torch")
 
