@@ -23,7 +23,7 @@ help:
 	@echo "                PORT=8890  another port          OPEN=no  do not open a browser"
 	@echo "                TORCH_INDEX=https://download.pytorch.org/whl/cpu  PyTorch from there"
 	@echo "make test     check everything: style, types, built notebooks, tests, notebooks run again"
-	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval)"
+	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval, colab)"
 	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
 	@echo "                SLUG=00_start_here  these only   STALE=1  also what the library outdated"
 	@echo "                FORCE=1  all of them"
