@@ -31,7 +31,7 @@ help:
 	@echo "make wheelhouse  download what make lab needs, once, for machines without a network"
 	@echo "                PLATFORM=windows PY=3.12  for such machines (linux, linux-arm, macos)"
 	@echo "make test     check everything: style, types, built notebooks, tests, notebooks run again"
-	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval)"
+	@echo "                PART=mypy  one part only (ruff, mypy, build, pytest, nbval, colab)"
 	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
 	@echo "                SLUG=00_start_here  these only   STALE=1  also what the library outdated"
 	@echo "                FORCE=1  all of them"

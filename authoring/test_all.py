@@ -29,6 +29,7 @@ PARTS: dict[str, Sequence[str]] = {
         "notebooks",
         "solutions",
     ],
+    "colab": ["authoring.colab"],
 }
 
 

@@ -38,7 +38,7 @@ def test_a_part_that_does_not_exist_is_refused(capfd: pytest.CaptureFixture[str]
 
 
 def test_the_parts_that_must_be_there() -> None:
-    assert list(runner.PARTS) == ["ruff", "mypy", "build", "pytest", "nbval"]
+    assert list(runner.PARTS) == ["ruff", "mypy", "build", "pytest", "nbval", "colab"]
     assert "--check" in runner.PARTS["build"]
     assert {"tests", "--doctest-modules", "course_lib"} <= set(runner.PARTS["pytest"])
     assert {"--nbval-lax", "notebooks", "solutions"} <= set(runner.PARTS["nbval"])
