@@ -7,5 +7,12 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
 from course_lib.widgets.playground import Playground
+from course_lib.widgets.slices import slice_viewer
 
-__all__ = ["Playground", "bump_displacement", "deformation_explorer", "warp_slider"]
+__all__ = [
+    "Playground",
+    "bump_displacement",
+    "deformation_explorer",
+    "slice_viewer",
+    "warp_slider",
+]
