@@ -256,6 +256,19 @@ def _splat(drawn: np.ndarray, pixels: np.ndarray, side: int) -> None:
             drawn[i[inside], j[inside]] = FOLD
 
 
+def write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    *,
+    anchor: str = "la",
+    color: int = BLACK,
+    bold: bool = False,
+) -> None:
+    """Write on a page or a panel, in the font of all pages; ``anchor`` as Pillow names them."""
+    pen.text(place, text, fill=color, font=_font(bold=bold), anchor=anchor)
+
+
 def stack(pages: Sequence[Image.Image]) -> Image.Image:
     """Pages of one width, one below the other."""
     strip = Image.new("L", (pages[0].width, sum(page.height for page in pages)), WHITE)

@@ -20,11 +20,18 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from course_lib.drawing import FOLD_RGB
+from course_lib.drawing import FOLD_RGB, OUTLINE_RGB
+from course_lib.io import Volume
 from course_lib.spatial import identity_grid, jacobian_determinant
 from course_lib.validation import require_displacement, require_image
+from course_lib.volumes import straighten, to_voxel
 
+VIEWS = (("sagittal", 1, 2), ("coronal", 0, 2), ("axial", 0, 1))
+"""The three cuts through a body: name, the world axis to the right, the world axis up."""
+
+_WORLD = ("x (mm): left → right", "y (mm): back → front", "z (mm): feet → head")
 _FOLD_COLOR = tuple(value / 255 for value in FOLD_RGB)
+_CROSS_COLOR = tuple(value / 255 for value in OUTLINE_RGB)
 _GRID_COLOR = "#56b4e9"
 _CURVE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#555555")
 _PANEL = 3.2  # inches
@@ -102,6 +109,55 @@ def comparison(warped: Mapping[str, Tensor], fixed: Tensor) -> Figure:
         axes[-1, column].set_xlabel("j (voxels)")
     figure.colorbar(drawn, ax=axes, label="difference of intensity", shrink=0.8, pad=0.02)
     return figure
+
+
+def sections(
+    volumes: Mapping[str, Volume],
+    point: Sequence[float] | None = None,
+    *,
+    limits: tuple[float, float] = (0, 1),
+) -> Figure:
+    """Sagittal, coronal and axial cut through each volume, placed by its affine, in mm.
+
+    Left is on the left: the head is seen from its right, from behind and from above. Oblique
+    volumes are resampled first.
+
+    Args:
+        volumes: ``{name: 3D volume}``, a row each.
+        point: (x, y, z) in mm, RAS, where the cuts meet, marked by a cross; None for the middle of
+            each volume.
+        limits: the intensities of black and white.
+    """
+    rows = len(volumes)
+    figure = Figure(figsize=(0.85 * _PANEL * 3 + 1, 0.85 * _PANEL * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for row, (name, volume) in zip(axes, volumes.items(), strict=True):
+        upright = straighten(volume)
+        for ax, (view, across, up) in zip(row, VIEWS, strict=True):
+            drawn = _draw_section(ax, upright, point, across, up)
+            drawn.set_clim(*limits)
+            ax.set(title=view, xlabel=_WORLD[across], ylabel=_WORLD[up])
+        row[0].set_ylabel(f"{name}\n{_WORLD[2]}")
+    figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
+    return figure
+
+
+def _draw_section(
+    ax: Axes, upright: Volume, point: Sequence[float] | None, across: int, up: int
+) -> AxesImage:
+    """Draw one cut of a volume along the world's axes, with a cross at the point."""
+    cut = 3 - across - up
+    shape, spacing = np.array(upright.image.shape[2:]), np.array(upright.spacing)
+    index = (shape - 1) / 2 if point is None else to_voxel(point, upright.affine)
+    k = int(np.floor(index[cut] + 0.5).clip(0, shape[cut] - 1))
+    plane = upright.image[0, 0].select(cut, k).detach().cpu().numpy()
+    start = upright.affine[:3, 3] - spacing / 2  # the edge of the first voxel, not its center
+    end = start + spacing * shape
+    edges = (start[across], end[across], start[up], end[up])
+    if point is not None:
+        ax.axvline(point[across], color=_CROSS_COLOR, linewidth=0.7)
+        ax.axhline(point[up], color=_CROSS_COLOR, linewidth=0.7)
+    return ax.imshow(plane.T, cmap="gray", origin="lower", extent=edges)
 
 
 def overlay(warped: Tensor, fixed: Tensor) -> NDArray[np.float64]:

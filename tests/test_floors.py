@@ -18,7 +18,10 @@ FLOORS = {
     1: ["validation.py", "spatial.py"],
     2: ["losses.py", "metrics.py"],
     3: ["models/", "classical/", "optimise.py"],
-    4: ["data/", "datasets/", "io.py", "plotting.py", "training.py", "evaluation.py", "drawing.py"],
+    4: [
+        *("data/", "datasets/", "io.py", "volumes.py", "plotting.py", "drawing.py"),
+        *("training.py", "evaluation.py"),
+    ],
     5: ["widgets/", "runtime.py", "doctor.py"],
     6: ["checks/"],
 }

@@ -10,7 +10,9 @@ from PIL import Image
 
 from course_lib import plotting
 from course_lib.drawing import FOLD_RGB
+from course_lib.io import Volume
 from course_lib.spatial import affine_displacement, identity_grid
+from course_lib.volumes import reorient
 
 IMAGE = torch.rand(1, 1, 12, 9, generator=torch.Generator().manual_seed(0))
 OTHER = torch.rand(1, 1, 12, 9, generator=torch.Generator().manual_seed(1))
@@ -94,3 +96,40 @@ def test_pictures_are_the_same_bytes_each_time() -> None:
 def test_volumes_are_refused() -> None:
     with pytest.raises(ValueError, match="two spatial axes"):
         plotting.images({"a": torch.rand(1, 1, 4, 4, 4)})
+
+
+def volume() -> Volume:
+    """Voxels of 2 × 1 × 4 mm; one bright voxel, at (x, y, z) = (-6, 23, -20) mm."""
+    image = torch.zeros(1, 1, 7, 6, 5)
+    image[0, 0, 2, 3, 1] = 1
+    affine = np.diag([2.0, 1.0, 4.0, 1.0])
+    affine[:3, 3] = -10, 20, -24
+    return Volume(image, affine, (2.0, 1.0, 4.0))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PIL", "LSP", "IPR"])
+def test_sections_draw_a_voxel_where_the_affine_says(axes: str) -> None:
+    figure = plotting.sections({"a": reorient(volume(), axes)}, point=(-6, 23, -20))
+    across_and_up = ((23, -20), (-6, -20), (-6, 23))
+    edges = ((19.5, 25.5, -26, -6), (-11, 3, -26, -6), (-11, 3, 19.5, 25.5))
+    for ax, place, extent in zip(figure.axes[:3], across_and_up, edges, strict=True):
+        (picture,) = ax.images
+        np.testing.assert_allclose(picture.get_extent(), extent)
+        values, (left, right, bottom, top) = np.asarray(picture.get_array()), extent
+        row, column = np.argwhere(values == 1)[0]
+        x = left + (column + 0.5) * (right - left) / values.shape[1]
+        y = bottom + (row + 0.5) * (top - bottom) / values.shape[0]
+        np.testing.assert_allclose((x, y), place)
+        assert picture.origin == "lower" and ax.get_aspect() == 1
+        cross = [line.get_xydata() for line in ax.lines]
+        assert (cross[0][:, 0] == place[0]).all() and (cross[1][:, 1] == place[1]).all()
+
+
+def test_sections_through_the_middle_and_beyond_the_end() -> None:
+    figure = plotting.sections({"a": volume(), "b": volume()}, limits=(0, 2))
+    assert len(figure.axes) == 7 and not figure.axes[0].lines
+    assert [ax.images[0].get_array().max() for ax in figure.axes[:3]] == [0, 1, 0]
+    assert figure.axes[3].get_ylabel().startswith("b\n")
+    assert figure.axes[0].images[0].get_clim() == (0, 2)
+    assert all("mm" in ax.get_xlabel() and "mm" in ax.get_ylabel() for ax in figure.axes[:6])
+    assert plotting.sections({"a": volume()}, point=(1000, -1000, 0)).axes

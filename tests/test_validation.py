@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import course_lib
-from course_lib import losses, metrics, spatial, validation
+from course_lib import losses, metrics, spatial, validation, volumes
 from course_lib.classical import affine
 from course_lib.datasets import Pair, brains, collate
 from course_lib.evaluation import table, warp_labels
-from course_lib.io import load_nifti
+from course_lib.io import Volume, load_nifti
 from course_lib.optimise import refine
 
 LIBRARY = Path(course_lib.__file__).parent
@@ -40,6 +40,7 @@ POINTS = ramp(2, 5, 2)
 MASK = torch.ones(2, 1, 12, 10)
 POSE = torch.eye(2, 3)[None]
 PAIR = Pair(IMAGE, IMAGE.flip(2), LABELS, LABELS.flip(2), FIELD, (1.0, 2.0))
+HEAD = Volume(VOLUME[:1], np.diag([3.0, 1, 1, 1]), (3.0, 1.0, 1.0))
 FAST = {"factors": (1,), "steps": 1, "similarity": losses.mse}
 
 
@@ -141,6 +142,40 @@ BAD_MATRICES = {
     "None": None,
 }
 NOT_FINITE = {"NaN": NAN, "infinite": INF, "minus infinite": -INF}
+
+
+MASKED_ITEM = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+BAD_MM = {
+    "a number": 5.0,
+    "two coordinates": [1.0, 2.0],
+    "four coordinates": np.zeros((5, 4)),
+    "transposed": np.zeros((3, 5)),
+    "words": ["a", "b", "c"],
+    "unequal lengths": [[1, 2, 3], [4]],
+    "complex": np.zeros(3, dtype=complex),
+    "None": None,
+}
+BAD_AFFINES = {
+    "3 × 3": np.eye(3),
+    "3 × 4": np.eye(4)[:3],
+    "a batch": np.eye(4)[None],
+    "singular": np.diag([1.0, 0, 1, 1]),
+    "NaN": np.full((4, 4), NAN),
+    "infinite": np.diag([1.0, INF, 1, 1]),
+    "another last row": np.ones((4, 4)) + np.eye(4),
+    "transposed": (np.eye(4) + np.eye(4, k=3)).T,
+    "words": "RAS",
+    "None": None,
+}
+BAD_VOLUMES = {
+    "a tensor": VOLUME,
+    "a tuple": (VOLUME, np.eye(4), (1.0, 1.0, 1.0)),
+    "None": None,
+    "a NumPy image": HEAD._replace(image=VOLUME.numpy()),
+    "no batch": HEAD._replace(image=VOLUME[0, 0]),
+    "a bad affine": HEAD._replace(affine=np.eye(3)),
+    "a singular affine": HEAD._replace(affine=np.diag([1.0, 0, 1, 1])),
+}
 
 
 def rows() -> list[tuple[str, str, Callable[[], object], str]]:
@@ -356,6 +391,60 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     del starts["None"]  # which is a start from zero
     add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
 
+    # volumes
+    for function in (volumes.to_world, volumes.to_voxel):
+        name = function.__name__
+        add(name, BAD_MM, "points", lambda v, f=function: f(v, np.eye(4)))
+        add(name, BAD_AFFINES, "affine", lambda v, f=function: f([0, 0, 0], v))
+    add("orientation", BAD_AFFINES, "affine", volumes.orientation)
+    changes = {
+        "reorient": volumes.reorient,
+        "straighten": volumes.straighten,
+        "crop_or_pad": lambda v: volumes.crop_or_pad(v, (12, 12, 12)),
+        "resample": lambda v: volumes.resample(v, (1, 1, 1)),
+        "resample_like": lambda v: volumes.resample_like(v, HEAD),
+    }
+    for name, change in changes.items():
+        add(name, BAD_VOLUMES, "volume", change)
+    flat = {"2D": HEAD._replace(image=IMAGE[:1])}
+    for name in ("reorient", "straighten", "resample_like"):
+        add(name, flat, "volume", changes[name])
+    add("resample_like", BAD_VOLUMES | flat, "target", lambda v: volumes.resample_like(HEAD, v))
+    bad_axes = {
+        "two letters": "RA",
+        "four letters": "RASI",
+        "a direction twice": "RLS",
+        "a letter twice": "RRA",
+        "small letters": "ras",
+        "another letter": "RAX",
+        "None": None,
+        "a list": ["R", "A", "S"],
+    }
+    add("reorient", bad_axes, "axes", lambda v: volumes.reorient(HEAD, v))
+    sizes = BAD_SHAPES | {"two axes": (4, 5)}
+    add("crop_or_pad", sizes, "shape", lambda v: volumes.crop_or_pad(HEAD, v))
+    bad_fill = BAD_NUMBERS | {"infinite": INF}
+    add("crop_or_pad", bad_fill, "value", lambda v: volumes.crop_or_pad(HEAD, (9, 9, 9), v))
+    add("next_multiple", BAD_SHAPES, "shape", volumes.next_multiple)
+    add(
+        "next_multiple",
+        BAD_WHOLE | {"zero": 0},
+        "divisor",
+        lambda v: volumes.next_multiple((4, 5), v),
+    )
+    bad_spacing = {**BAD_SPACING, "two numbers": (1.0, 1.0), "None": None}
+    del bad_spacing["three numbers"]
+    add("resample", bad_spacing, "spacing", lambda v: volumes.resample(HEAD, v))
+    modes = {"unknown": "bilinear", "None": None, "a number": 1}
+    add("resample", modes, "mode", lambda v: volumes.resample(HEAD, (1, 1, 1), v))
+    add("resample_like", modes, "mode", lambda v: volumes.resample_like(HEAD, HEAD, v))
+    add("straighten", modes, "mode", lambda v: volumes.straighten(HEAD, v))
+    broken = {what: with_value(IMAGE, value) for what, value in NOT_FINITE.items()}
+    dark = {"zeros": IMAGE * 0, "nothing above 0": -IMAGE, "one of two": IMAGE * MASKED_ITEM}
+    add("normalize", bad_images(IMAGE) | broken | dark, "image", volumes.normalize)
+    bad_upper = BAD_NUMBERS | {"zero": 0, "negative": -0.5, "percent": 99.5, "a boolean": True}
+    add("normalize", bad_upper, "upper", lambda v: volumes.normalize(IMAGE, v))
+
     # io, datasets, evaluation (broken files: test_io.py)
     add("load_nifti", {"None": None, "a number": 3, "a list": ["a.nii"]}, "path", load_nifti)
     bad_ndim = {"one": 1, "four": 4, "a word": "2", "None": None, "a list": [2], "a boolean": True}
@@ -454,6 +543,16 @@ GOOD = {
     "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
     "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
     "refine": lambda: refine(IMAGE, IMAGE, FIELD, **FAST),
+    "to_world": lambda: volumes.to_world([[1, 2, 3]], HEAD.affine),
+    "to_voxel": lambda: volumes.to_voxel(np.zeros((2, 4, 3)), HEAD.affine),
+    "orientation": lambda: volumes.orientation(HEAD.affine),
+    "reorient": lambda: volumes.reorient(HEAD, "PIL"),
+    "straighten": lambda: volumes.straighten(HEAD, "nearest"),
+    "crop_or_pad": lambda: volumes.crop_or_pad(HEAD, (16, 9, 12), -1),
+    "next_multiple": lambda: volumes.next_multiple((5, 6, 7), 4),
+    "resample": lambda: volumes.resample(HEAD, (1, 2, 1)),
+    "resample_like": lambda: volumes.resample_like(HEAD, HEAD),
+    "normalize": lambda: volumes.normalize(IMAGE, 0.9),
     "load_nifti": lambda: load_nifti(LIBRARY / "data" / "mni152_tissues.nii.gz"),
     "brains.pair": lambda: brains.pair(0),
     "brains.real_pair": lambda: brains.real_pair(2, POSE),
@@ -469,7 +568,7 @@ def test_the_good_call_beside_the_bad_ones_passes(call):
 
 
 def test_the_table_knows_every_public_function():
-    modules = ["spatial", "losses", "metrics", "io", "optimise", "evaluation"]
+    modules = ["spatial", "losses", "metrics", "io", "optimise", "evaluation", "volumes"]
     modules += ["classical.affine", "datasets", "datasets.brains"]
     public = set()
     for name in modules:

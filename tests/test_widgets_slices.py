@@ -1,0 +1,283 @@
+"""The slice viewer draws each voxel where the affine says, and names the voxel that it is in."""
+
+from __future__ import annotations
+
+import inspect
+from io import BytesIO
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from course_lib import drawing
+from course_lib.io import Volume
+from course_lib.plotting import VIEWS
+from course_lib.volumes import reorient, to_world
+from course_lib.widgets import playground as shared
+from course_lib.widgets import slice_viewer
+from course_lib.widgets.slices import Cuts
+
+SHAPE, SPACING, ORIGIN = (30, 24, 9), (2.0, 3.0, 8.0), (-28.0, -40.0, 11.0)
+SPOT = (20, 6, 3)  # a bright voxel
+SPOT_MM = (12.0, -22.0, 35.0)
+
+
+def spotted(axes: str = "RAS") -> Volume:
+    """Gray voxels with a bright one at SPOT_MM; the array's axes run toward ``axes``."""
+    image = torch.full((1, 1, *SHAPE), 10.0)
+    image[(0, 0, *SPOT)] = 90
+    image[0, 0, :3, :3, :3] = 0
+    image[0, 0, -4:, -4:, -4:] = 90  # enough for the quantile that becomes white
+    affine = np.diag([*SPACING, 1.0])
+    affine[:3, 3] = ORIGIN
+    return reorient(Volume(image, affine, SPACING), axes)
+
+
+def tilted() -> Volume:
+    volume = spotted()
+    affine = volume.affine.copy()
+    affine[:3, :3] = Rotation.from_euler("xyz", (9, -7, 12), degrees=True).as_matrix() * SPACING
+    return volume._replace(affine=affine)
+
+
+def rgb(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
+
+
+def page() -> Cuts:
+    """The page of these volumes: the longest side is 24 × 3 = 72 mm."""
+    center = tuple(o + s * (n - 1) / 2 for o, s, n in zip(ORIGIN, SPACING, SHAPE, strict=True))
+    titles = [f"{name} cut" for name, _, _ in VIEWS]
+    return Cuts((72, 72), titles, bar=(), lines=2, room=(252, 252), center=center)
+
+
+def panels(picture: bytes) -> list[np.ndarray]:
+    colors, (height, width) = rgb(picture), page().panel
+    return [colors[top : top + height, left : left + width] for left, top in page().corners]
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, volume: Volume, *point: float) -> list[str]:
+    """The lines below the picture."""
+    said: list[str] = []
+    draw = drawing.Page.draw
+
+    def listen(self: drawing.Page, parts: Any, lines: Any, alarm: bool = False) -> Any:
+        said[:] = lines
+        return draw(self, parts, lines, alarm)
+
+    monkeypatch.setattr(drawing.Page, "draw", listen)
+    slice_viewer(volume).render(*point)
+    return said
+
+
+def gray_at(panel: np.ndarray, across: int, up: int, mm: tuple[float, ...]) -> int:
+    """The gray level of a panel at a place in mm."""
+    column, row = page().pixel(across, mm[across]), 252 - page().pixel(up, mm[up])
+    return int(panel[int(row), int(column), 0])
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PIL", "LSP", "IRA", "LPI"])
+class TestEveryOrientation:
+    def test_the_same_picture(self, axes: str) -> None:
+        one, other = (
+            panels(slice_viewer(spotted()).render(*SPOT_MM)),
+            panels(slice_viewer(spotted(axes)).render(*SPOT_MM)),
+        )
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_the_voxel_of_the_array_as_it_came(
+        self, axes: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        volume = spotted(axes)
+        place, voxel = heard(monkeypatch, volume, *SPOT_MM)
+        assert place == "x = 12 mm (right), y = −22 mm, z = 35 mm"
+        i, j, k = ((volume.image[0, 0] == 90).nonzero().numpy()).T
+        mine = [  # the one among the bright voxels that lies at SPOT_MM
+            n
+            for n in range(len(i))
+            if np.allclose(to_world([i[n], j[n], k[n]], volume.affine), SPOT_MM)
+        ]
+        (n,) = mine
+        assert voxel == f"voxel (i, j, k) = ({i[n]}, {j[n]}, {k[n]}),  intensity 90"
+
+
+class TestPicture:
+    def test_the_spot_is_where_its_millimeters_say(self) -> None:
+        shown = panels(slice_viewer(spotted()).render(*SPOT_MM))
+        for panel, (_, across, up) in zip(shown, VIEWS, strict=True):
+            # Near the middle of the voxel, away from the lines of the crosshair.
+            near = tuple(m + 0.25 * s for m, s in zip(SPOT_MM, SPACING, strict=True))
+            beyond = tuple(m + 1.25 * s for m, s in zip(SPOT_MM, SPACING, strict=True))
+            assert gray_at(panel, across, up, near) > 240
+            assert gray_at(panel, across, up, beyond) < 60
+
+    def test_a_voxel_has_its_size_in_mm(self) -> None:
+        # The cut through the spot, with the crosshair elsewhere along the two other axes.
+        for k, (_, across, up) in enumerate(VIEWS):
+            point = list(ORIGIN)
+            cut = 3 - across - up
+            point[cut] = SPOT_MM[cut]
+            panel = panels(slice_viewer(spotted()).render(*point))[k][..., 0]
+            scale = 252 / 72
+            left, bottom = page().pixel(across, SPOT_MM[across]), page().pixel(up, SPOT_MM[up])
+            box = panel[
+                int(252 - bottom - 12 * scale) : int(252 - bottom + 12 * scale),
+                int(left - 9 * scale) : int(left + 9 * scale),
+            ]
+            rows, columns = np.nonzero(box > 240)
+            assert np.ptp(rows) + 1 == pytest.approx(SPACING[up] * scale, abs=1.5)
+            assert np.ptp(columns) + 1 == pytest.approx(SPACING[across] * scale, abs=1.5)
+
+    def test_black_outside_the_volume(self) -> None:
+        viewer = slice_viewer(spotted())
+        shown = panels(viewer.render(ORIGIN[0] - 500, 0, 20))
+        assert (shown[0][100:150, 30:100] == 0).all()
+        assert (shown[1][:, 2, 0][[60, 190]] == 0).all()  # 60 mm wide in a panel of 72 mm
+
+    def test_the_crosshair_leaves_its_voxel_in_sight(self) -> None:
+        point = (0.0, -10.0, 43.0)
+        for panel, (_, across, up) in zip(
+            panels(slice_viewer(spotted()).render(*point)), VIEWS, strict=True
+        ):
+            amber = (panel == drawing.OUTLINE_RGB).all(axis=2)
+            column, row = (
+                round(page().pixel(across, point[across])),
+                round(252 - page().pixel(up, point[up])),
+            )
+            assert amber[:, column - 1 : column + 2].sum() > 200
+            assert amber[row - 1 : row + 2].sum() > 200
+            assert not amber[row - 4 : row + 4, column - 4 : column + 4].any()
+
+    def test_letters_stand_on_the_sides_that_they_name(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[tuple[str, tuple[float, float]]] = []
+        from course_lib.widgets import slices
+
+        real = slices.write
+
+        def listen(pen: Any, place: Any, text: str, **options: Any) -> None:
+            if options.get("color") == drawing.WHITE:
+                written.append((text, place))
+            real(pen, place, text, **options)
+
+        viewer = slice_viewer(spotted())
+        monkeypatch.setattr(slices, "write", listen)
+        viewer.render(*SPOT_MM)
+        assert [text for text, _ in written] == list("PAISLRISLRPA")
+        for k in range(3):
+            left, right, below, above = (place for _, place in written[4 * k : 4 * k + 4])
+            assert left[0] < 20 < 230 < right[0] and above[1] < 20 < 230 < below[1]
+
+    def test_a_tilted_volume_tells_its_own_voxel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        volume = tilted()
+        _, voxel = heard(monkeypatch, volume, *to_world(SPOT, volume.affine))
+        assert voxel == f"voxel (i, j, k) = {SPOT},  intensity 90"
+
+    def test_outside_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = heard(monkeypatch, spotted(), -200, 0, 20)
+        assert said == ["x = −200 mm (left), y = 0 mm, z = 20 mm", "outside the image"]
+
+    def test_a_few_bright_voxels_do_not_darken_the_rest(self) -> None:
+        volume = spotted()
+        ramp = torch.linspace(0, 100, int(np.prod(SHAPE))).view(1, 1, *SHAPE)
+        spoiled = ramp.clone()
+        spoiled[0, 0, 0, 0, :2] = 1e6
+        one, other = (
+            panels(slice_viewer(volume._replace(image=image)).render(0, 0, 40))[2].astype(int)
+            for image in (ramp, spoiled)
+        )
+        assert np.abs(one - other)[60:190].max() <= 4
+
+    def test_constant_images_and_labels(self) -> None:
+        for image in (torch.ones(1, 1, *SHAPE), torch.zeros(1, 1, *SHAPE, dtype=torch.int64)):
+            assert slice_viewer(spotted()._replace(image=image)).render(0, 0, 40)
+
+
+class TestPlayground:
+    def test_sliders_are_the_parameters_in_mm(self) -> None:
+        viewer = slice_viewer(spotted("PIL"))
+        assert list(viewer.sliders) == list(inspect.signature(viewer.render).parameters)
+        for axis, slider in enumerate(viewer.sliders.values()):
+            low, high = ORIGIN[axis], ORIGIN[axis] + SPACING[axis] * (SHAPE[axis] - 1)
+            assert (slider.min, slider.max, slider.step) == (low, high, 1.0)
+            assert slider.min <= slider.value <= slider.max and "mm" in slider.description
+
+    def test_moving_a_slider_changes_the_picture(self) -> None:
+        viewer = slice_viewer(spotted())
+        for slider in viewer.sliders.values():
+            before = viewer.picture.value
+            slider.value += 9
+            assert viewer.picture.value != before
+        values = {name: slider.value for name, slider in viewer.sliders.items()}
+        assert viewer.picture.value == viewer.render(**values)
+
+    def test_same_parameters_same_bytes(self) -> None:
+        viewer = slice_viewer(spotted())
+        first = viewer.render(*SPOT_MM)
+        viewer.render(0, 0, 40)
+        assert viewer.render(*SPOT_MM) == first == slice_viewer(spotted()).render(*SPOT_MM)
+
+    def test_it_keeps_the_volume_that_it_was_given(self) -> None:
+        volume = spotted()
+        viewer = slice_viewer(volume)
+        before = viewer.render(*SPOT_MM)
+        volume.image.zero_()
+        assert viewer.render(*SPOT_MM) == before
+
+    def test_leaves_a_still_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown: list[Any] = []
+        monkeypatch.setattr(shared, "display", shown.append)
+        viewer = slice_viewer(spotted())
+        viewer._ipython_display_()
+        box, _, still = shown
+        assert isinstance(box, ipywidgets.VBox)
+        data, metadata = DisplayFormatter().format(still)
+        assert metadata["image/png"]["alt"] == viewer.caption and len(viewer.caption) > 100
+        assert "image/png" in data and viewer.still() == viewer.still()
+        strip = rgb(viewer.still())
+        third = strip.shape[0] // 3
+        assert (strip[:third] != strip[third : 2 * third]).any()
+        assert len(viewer.still()) < 120_000
+
+    def test_threads_and_gradients_stay(self) -> None:
+        volume = spotted()
+        viewer = slice_viewer(volume._replace(image=volume.image.requires_grad_()))
+        threads = torch.get_num_threads()
+        with pytest.raises(ValueError, match=r"^x:"):
+            viewer.render(float("nan"), 0, 0)
+        with pytest.raises(TypeError, match=r"^z:"):
+            viewer.render(0, 0, "head")  # type: ignore[arg-type]
+        assert torch.get_num_threads() == threads and torch.is_grad_enabled()
+
+    @pytest.mark.parametrize(
+        ("volume", "error"),
+        [
+            (torch.zeros(1, 1, 8, 8, 8), TypeError),
+            (Volume(torch.zeros(1, 1, 8, 8), np.eye(4), (1.0, 1.0)), ValueError),
+            (Volume(torch.full((1, 1, 8, 8, 8), np.nan), np.eye(4), (1.0,) * 3), ValueError),
+            (Volume(torch.zeros(1, 1, 8, 8, 8), np.zeros((4, 4)), (1.0,) * 3), ValueError),
+        ],
+    )
+    def test_refuses(self, volume: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^volume"):
+            slice_viewer(volume)
+
+
+class TestCuts:
+    @pytest.mark.parametrize("room", [(252, 252), shared.STILL_ROOM])
+    @pytest.mark.parametrize("side", [12, 72, 233, 2000])
+    def test_nothing_is_clipped(self, room: tuple[int, int], side: int) -> None:
+        cuts = Cuts((side, side), page().titles, (), 2, room, center=(-side, -side, side))
+        edge = np.asarray(cuts._frame)
+        for border in (edge[0], edge[-1], edge[:, 0], edge[:, -1]):
+            assert (border == drawing.WHITE).all(), "ink on the edge of the page"
+        lefts = [left for left, _ in cuts.corners]
+        for left, right in zip(lefts, [*lefts[1:], cuts.size[0]], strict=True):
+            assert left + cuts.panel[1] < right
