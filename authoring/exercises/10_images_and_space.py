@@ -3,7 +3,7 @@
 #
 # You write what keeps a voxel in its place: the way from millimeters to voxels, a flip, a padding; and a normalization that one bright spot does not spoil. Then you find a structure by its coordinates. **Time**: about 50 minutes · **Points**: 14.
 #
-# Before this: lesson 10. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 10. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 from importlib.resources import files

@@ -17,7 +17,7 @@ __all__ = [
     "deformation_explorer",
     "descent_explorer",
     "fit_disc",
-    "soft_disc",
     "slice_viewer",
+    "soft_disc",
     "warp_slider",
 ]
