@@ -114,11 +114,20 @@ def disc_by_meshgrid(shape, circles):
 
 
 def disc_by_exp(shape, circles):
+    """NaN far away, where exp() is infinite."""
     rows = torch.arange(shape[0], dtype=circles.dtype)[None, None, :, None]
     columns = torch.arange(shape[1], dtype=circles.dtype)[None, None, None, :]
     row, column, radius = circles.T[:, :, None, None, None]
     distance = ((rows - row) ** 2 + (columns - column) ** 2 + 1e-6) ** 0.5
     return 1 / (1 + torch.exp((distance - radius) / 2))
+
+
+def disc_by_tanh(shape, circles):
+    rows = torch.arange(shape[0], dtype=circles.dtype)[None, None, :, None]
+    columns = torch.arange(shape[1], dtype=circles.dtype)[None, None, None, :]
+    row, column, radius = circles.T[:, :, None, None, None]
+    distance = ((rows - row) ** 2 + (columns - column) ** 2 + 1e-6) ** 0.5
+    return (1 + torch.tanh((radius - distance) / 4)) / 2
 
 
 def disc_with_hypot(shape, circles):
@@ -240,7 +249,7 @@ RIGHT = {
         correlate_with_loops_over_items,
         correlate_by_shifts_inside,
     ],
-    "soft_disc": [disc_by_meshgrid, disc_by_exp],
+    "soft_disc": [disc_by_meshgrid, disc_by_tanh],
     "fit": [fit_with_sums, fit_by_autograd_grad, fit_by_three_leaves],
     "learning_rate": [lambda: 0.006, lambda: 0.05, lambda: torch.tensor(0.1), lambda: 0.02],
 }
@@ -253,6 +262,7 @@ WRONG = {
     "correlate": [(correlate_by_voxels, "law"), (correlate_by_rows, "law")],
     "soft_disc": [
         (disc_with_hypot, "law"),
+        (disc_by_exp, "law"),
         (lambda shape, circles: (draw(shape, circles) > 0.5).float(), "mistake"),
     ],
     "fit": [
@@ -269,6 +279,11 @@ WRONG = {
 @pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG), ids=str)
 def test_check(case: Case) -> None:
     case.run()
+
+
+def test_each_law_of_the_disc_says_which_place_it_is_about() -> None:
+    assert "lies on a voxel" in checks.soft_disc.judge(disc_with_hypot).text
+    assert "310 columns" in checks.soft_disc.judge(disc_by_exp).text
 
 
 def test_a_view_of_the_best_is_told_what_a_view_is() -> None:

@@ -414,8 +414,21 @@ def _two_discs() -> tuple[tuple[int, int], Tensor]:
 
 def _finite_at_the_center(answer: Callable[[tuple[int, int], Tensor], Tensor]) -> bool:
     """A center on a voxel, as most people's first guess is."""
-    circles = torch.tensor([[3.0, 4.0, 2.0]], requires_grad=True)
-    result = answer((7, 8), circles)
+    return _has_finite_gradient(answer, (7, 8), (3.0, 4.0, 2.0))
+
+
+def _finite_far_away(answer: Callable[[tuple[int, int], Tensor], Tensor]) -> bool:
+    """A long image, as long as real ones: exp(150) is more than float32 holds."""
+    return _has_finite_gradient(answer, (4, 310), (1.6, 2.7, 3.0))
+
+
+def _has_finite_gradient(
+    answer: Callable[[tuple[int, int], Tensor], Tensor],
+    shape: tuple[int, int],
+    circle: tuple[float, float, float],
+) -> bool:
+    circles = torch.tensor([circle], requires_grad=True)
+    result = answer(shape, circles)
     if not result.requires_grad:  # a gradient that is cut is another message
         return True
     gradient = torch.autograd.grad(result.sum(), circles)[0]
@@ -492,7 +505,13 @@ soft_disc = Check(
             "right, but its gradient is not a number (NaN) when a center lies on a voxel.\n"
             "There the distance is the root of 0, whose slope is infinite.\n"
             "Add 1e-6 to the sum of squares, under the root.",
-        )
+        ),
+        Law(
+            _finite_far_away,
+            "right on small images, but its gradient is not a number (NaN) on one of 310 columns.\n"
+            "Likely cause: exp() of a large number is infinite in float32.\n"
+            "torch.sigmoid computes 1 / (1 + exp(−x)) without that.",
+        ),
     ],
     gradient=True,
     hints=[
