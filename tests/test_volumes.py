@@ -430,6 +430,10 @@ class TestStraighten:
         inside = to_voxel(to_world(corners, volume.affine), ours.affine)
         assert (inside > -1e-6).all() and (inside < np.array(ours.image.shape[2:]) - 1 + 1e-6).all()
 
+    def test_a_slight_tilt_is_straightened_too(self):
+        straight = straighten(smooth_volume(affine_of((0.5, 0, 0))))
+        assert np.abs(straight.affine[:3, :3] - np.diag(SPACING)).max() < 1e-12
+
     def test_labels_stay_labels(self):
         volume = volume_of(AFFINES["oblique"], dtype=torch.int64)
         straight = straighten(volume, "nearest")
