@@ -107,7 +107,7 @@ CAUSES = (
         "a download arrived damaged",
     ),
     (
-        ("BadZipFile", "is invalid.", "Bad CRC-32"),
+        ("BadZipFile", "is invalid.", "Bad CRC-32", "zlib.error"),
         "a package's file is damaged",
     ),
     (
