@@ -332,7 +332,7 @@ def installed_version(name: str) -> str:
         return ""
 
 
-def tested_versions() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     """``{name: version}`` that the course is tested with, as far as it is known here."""
     try:
         with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as file:
@@ -359,7 +359,7 @@ def check_packages(outcomes: dict[str, Outcome]) -> Iterator[Finding]:
         text = f"There is too little memory to import {', '.join(starved)}."
         todo = "close other programs and notebooks, or raise the limit that was set (ulimit)"
         yield problem("memory", text, todo)
-    good, differs, tested = [], [], tested_versions()
+    good, differs, tested = [], [], pinned_versions()
     named = {*missing, *lost, *starved}
     for name in [name for name in wanted if name not in named]:
         version = installed_version(name)

@@ -299,7 +299,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ]
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)
     monkeypatch.setattr(doctor, "installed_version", lambda name: versions.get(name, ""))
-    monkeypatch.setattr(doctor, "tested_versions", dict)
+    monkeypatch.setattr(doctor, "pinned_versions", dict)
     monkeypatch.setattr(doctor, "on_colab", lambda: False)
     return versions
 
@@ -339,7 +339,7 @@ def test_a_version_out_of_range_is_a_problem_and_an_untested_one_a_note(
     packages: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages["numpy"] = "1.25.2"
-    monkeypatch.setattr(doctor, "tested_versions", lambda: {"torch": "2.12.0", "scipy": "1.17.1"})
+    monkeypatch.setattr(doctor, "pinned_versions", lambda: {"torch": "2.12.0", "scipy": "1.17.1"})
     old, _, untested = doctor.check_packages(imported())
     assert old.kind == "problem" and "numpy 1.25.2 is too old: the course needs" in old.text
     assert untested.kind == "note" and untested.text.endswith("torch 2.13.0 (2.12.0)")

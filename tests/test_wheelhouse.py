@@ -389,7 +389,7 @@ def test_what_make_test_needs_is_not_in_a_wheelhouse(course: Path, house: Path) 
         ("ERROR: ResolutionImpossible", "/w", "does not fit this version of the course"),
         ("ConnectionResetError", "http://t/", "the connection to http://t/ broke off"),
         ("zipfile.BadZipFile: File is not a zip file", "/w", "a package's file is damaged"),
-        ("ERROR: Wheel 'x' located at /w/x.whl is invalid.", "/w", "a package's file is damaged"),
+        ("ERROR: Wheel 'tqdm' located at /w is invalid.", "/w", "a package's file is damaged"),
         ("zlib.error: Error -3 while decompressing data", "/w", "a package's file is damaged"),
     ],
 )
