@@ -50,7 +50,7 @@ if lacking():
     pip = [sys.executable, "-m", "pip", "install", "-q", "git+<address>"]
     plain = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     said = subprocess.run(pip, env=plain, capture_output=True, text=True).stderr.strip()
-    error = (re.findall("(?:fatal|ERROR): (.*)", said) or [said[-200:]])[0]
+    error = (re.findall("(?:fatal|ERROR): (.*)", said) or [said[-200:] or "nothing"])[0]
     causes = {"No module named pip": "it has no pip", "'git'": "git is missing (git-scm.com)",
               "Permission|Read-only|externally-managed": "it does not let you install anything",
               "space left": "the disk is full", "resolve|onnect": "there is no network connection",

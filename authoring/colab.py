@@ -5,7 +5,8 @@
 The environment, ``.venv-colab``, holds the versions in ``colab-versions.txt`` and is kept between
 runs. The course is installed into it by the very cell that does so on Colab, from a git snapshot of
 this folder; nothing that was there may change. Then a few solutions run in a folder of their own,
-with the installed course and without this one.
+with the installed course and without this one. pip's own settings hold: on Linux, put PyTorch's CPU
+index into ``PIP_EXTRA_INDEX_URL`` if you do not want a CUDA build of gigabytes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ ROOT = environment.ROOT
 VERSIONS = ROOT / "authoring" / "colab-versions.txt"
 SOLUTIONS = ("00_*", "01_*", "11_*")
 CELL_SECONDS = 300
+STARTING_SECONDS = 180  # a cold disk and a busy machine included
 KEEP_A_COPY = "File > Save a copy in Drive"
 # Colab's kernel has this module loaded; the first cell looks for it.
 AS_ON_COLAB = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
@@ -225,6 +227,7 @@ def run(node: NotebookNode, venv: Path, folder: Path) -> Run:
         node,
         km=AsyncKernelManager(kernel_name="colab", kernel_spec_manager=specs),
         timeout=CELL_SECONDS,
+        startup_timeout=STARTING_SECONDS,
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=[f"--IPKernelApp.exec_lines={AS_ON_COLAB}", "--log-level=ERROR"],
         shutdown_kernel="immediate",

@@ -285,7 +285,7 @@ PIP_SAYS = {
         "pip says: detected dubious ownership",
     ),
     "something unheard of": ("ouch", "pip says: ouch"),
-    "nothing": ("", "pip says: "),
+    "nothing": ("", "pip says: nothing"),
 }
 
 

@@ -204,6 +204,7 @@ def working_tree(tmp_path: Path) -> Path:
 def test_snapshot_is_what_git_would_publish(working_tree: Path, tmp_path: Path) -> None:
     address = colab.snapshot(working_tree, tmp_path / "snapshot")
     assert address.startswith("file:///")
+    assert not (tmp_path / "snapshot" / "ignored.pyc").exists()  # .venv would be gigabytes
     subprocess.run(["git", "clone", "-q", address, str(tmp_path / "clone")], check=True)
     files = {p for p in (tmp_path / "clone").rglob("*") if p.is_file() and ".git" not in p.parts}
     names = {path.relative_to(tmp_path / "clone").as_posix(): path.read_text() for path in files}
