@@ -392,6 +392,14 @@ class TestResampleLike:
             linear.image[0, 0].numpy(), sitk.GetArrayFromImage(by_itk).T, atol=1e-4
         )
 
+    def test_the_order_of_the_targets_axes_does_not_matter(self):
+        volume = volume_of(affine_of())
+        target = volume_of(affine_of(spacing=(6, 0.8, 3)), (3, 12, 7))  # coarser along x only
+        expected = reorient(resample_like(volume, target), "PIL")
+        found = resample_like(volume, reorient(target, "PIL"))
+        torch.testing.assert_close(found.image, expected.image, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.affine, expected.affine)
+
     def test_coarser_blurs_as_the_docstring_says(self):
         impulse = torch.zeros(1, 1, 41, 5, 5)
         impulse[0, 0, 20] = 1
