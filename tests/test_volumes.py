@@ -317,6 +317,11 @@ class TestResample:
         )
         assert fine.affine[:3, 3].tolist() == [0, -0.25, 0] and fine.spacing == (1.0, 0.5)
 
+    def test_a_constant_stays_constant_up_to_the_border(self):
+        volume = volume_of(affine_of())._replace(image=torch.full((1, 1, *SHAPE), 7.0))
+        coarse = resample(volume, (4, 2, 7)).image
+        torch.testing.assert_close(coarse, torch.full_like(coarse, 7.0), rtol=0, atol=1e-4)
+
     def test_stripes_finer_than_the_new_voxels_vanish(self):
         stripes = 0.5 + 0.5 * torch.cos(2 * torch.pi * torch.arange(96) / 2.5)
         image = stripes.view(1, 1, 96, 1, 1).expand(1, 1, 96, 6, 5).contiguous()
