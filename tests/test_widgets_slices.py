@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from course_lib import drawing
 from course_lib.io import Volume
 from course_lib.plotting import VIEWS
-from course_lib.volumes import reorient, to_world
+from course_lib.volumes import crop_or_pad, reorient, to_world
 from course_lib.widgets import playground as shared
 from course_lib.widgets import slice_viewer
 from course_lib.widgets.slices import Cuts
@@ -139,6 +139,11 @@ class TestPicture:
         shown = panels(viewer.render(ORIGIN[0] - 500, 0, 20))
         assert (shown[0][100:150, 30:100] == 0).all()
         assert (shown[1][:, 2, 0][[60, 190]] == 0).all()  # 60 mm wide in a panel of 72 mm
+
+    def test_black_above_and_below_a_flat_volume(self) -> None:
+        flat = crop_or_pad(spotted(), (30, 24, 5))  # 40 mm high in panels of 72 mm
+        sagittal = panels(slice_viewer(flat).render(0, 0, 43))[0][..., 0]
+        assert (sagittal[[5, 40, 210, 245], 60] == 0).all() and (sagittal[[80, 180], 60] > 0).all()
 
     def test_the_crosshair_leaves_its_voxel_in_sight(self) -> None:
         point = (0.0, -10.0, 43.0)
