@@ -200,6 +200,14 @@ class TestPicture:
         )
         assert np.abs(one - other)[60:190].max() <= 4
 
+    @pytest.mark.filterwarnings("error")  # such as a division by zero
+    def test_a_single_labelled_voxel_is_seen(self) -> None:
+        labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int64)
+        labels[(0, 0, *SPOT)] = 1
+        axial = panels(slice_viewer(spotted()._replace(image=labels)).render(*SPOT_MM))[2]
+        near = tuple(m + 0.25 * s for m, s in zip(SPOT_MM, SPACING, strict=True))
+        assert gray_at(axial, 0, 1, near) == 255 and (axial[100:150, 20:90] < 5).all(axis=2).any()
+
     def test_constant_images_and_labels(self) -> None:
         for image in (torch.ones(1, 1, *SHAPE), torch.zeros(1, 1, *SHAPE, dtype=torch.int64)):
             assert slice_viewer(spotted()._replace(image=image)).render(0, 0, 40)
