@@ -164,6 +164,7 @@ WRONG = {
         (lambda: (5, -15, -25), "goal"),  # fluid, but below the brain
         (lambda: (40, -20, 10), "goal"),
         (lambda: (113, 94, 110), "type"),  # indices
+        (lambda: (-150, -24, 23), "type"),  # beyond the other end
         (lambda: (15, -24), "type"),
         (lambda: ("15", "-24", "23"), "type"),
         (lambda: (15, -24, float("nan")), "type"),

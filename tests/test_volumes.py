@@ -317,6 +317,11 @@ class TestResample:
         )
         assert fine.affine[:3, 3].tolist() == [0, -0.25, 0] and fine.spacing == (1.0, 0.5)
 
+    def test_a_constant_stays_constant_up_to_the_border(self):
+        volume = volume_of(affine_of())._replace(image=torch.full((1, 1, *SHAPE), 7.0))
+        coarse = resample(volume, (4, 2, 7)).image
+        torch.testing.assert_close(coarse, torch.full_like(coarse, 7.0), rtol=0, atol=1e-4)
+
     def test_stripes_finer_than_the_new_voxels_vanish(self):
         stripes = 0.5 + 0.5 * torch.cos(2 * torch.pi * torch.arange(96) / 2.5)
         image = stripes.view(1, 1, 96, 1, 1).expand(1, 1, 96, 6, 5).contiguous()
@@ -391,6 +396,14 @@ class TestResampleLike:
         np.testing.assert_allclose(
             linear.image[0, 0].numpy(), sitk.GetArrayFromImage(by_itk).T, atol=1e-4
         )
+
+    def test_the_order_of_the_targets_axes_does_not_matter(self):
+        volume = volume_of(affine_of())
+        target = volume_of(affine_of(spacing=(6, 0.8, 3)), (3, 12, 7))  # coarser along x only
+        expected = reorient(resample_like(volume, target), "PIL")
+        found = resample_like(volume, reorient(target, "PIL"))
+        torch.testing.assert_close(found.image, expected.image, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.affine, expected.affine)
 
     def test_coarser_blurs_as_the_docstring_says(self):
         impulse = torch.zeros(1, 1, 41, 5, 5)

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from course_lib import drawing
 from course_lib.io import Volume
 from course_lib.plotting import VIEWS
-from course_lib.volumes import reorient, to_world
+from course_lib.volumes import crop_or_pad, reorient, to_world
 from course_lib.widgets import playground as shared
 from course_lib.widgets import slice_viewer
 from course_lib.widgets.slices import Cuts
@@ -140,6 +140,11 @@ class TestPicture:
         assert (shown[0][100:150, 30:100] == 0).all()
         assert (shown[1][:, 2, 0][[60, 190]] == 0).all()  # 60 mm wide in a panel of 72 mm
 
+    def test_black_above_and_below_a_flat_volume(self) -> None:
+        flat = crop_or_pad(spotted(), (30, 24, 5))  # 40 mm high in panels of 72 mm
+        sagittal = panels(slice_viewer(flat).render(0, 0, 43))[0][..., 0]
+        assert (sagittal[[5, 40, 210, 245], 60] == 0).all() and (sagittal[[80, 180], 60] > 0).all()
+
     def test_the_crosshair_leaves_its_voxel_in_sight(self) -> None:
         point = (0.0, -10.0, 43.0)
         for panel, (_, across, up) in zip(
@@ -194,6 +199,14 @@ class TestPicture:
             for image in (ramp, spoiled)
         )
         assert np.abs(one - other)[60:190].max() <= 4
+
+    @pytest.mark.filterwarnings("error")  # such as a division by zero
+    def test_a_single_labelled_voxel_is_seen(self) -> None:
+        labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int64)
+        labels[(0, 0, *SPOT)] = 1
+        axial = panels(slice_viewer(spotted()._replace(image=labels)).render(*SPOT_MM))[2]
+        near = tuple(m + 0.25 * s for m, s in zip(SPOT_MM, SPACING, strict=True))
+        assert gray_at(axial, 0, 1, near) == 255 and (axial[100:150, 20:90] < 5).all(axis=2).any()
 
     def test_constant_images_and_labels(self) -> None:
         for image in (torch.ones(1, 1, *SHAPE), torch.zeros(1, 1, *SHAPE, dtype=torch.int64)):
