@@ -195,9 +195,12 @@ def separations(check: Check) -> dict[tuple[str, str], float]:
 
 
 def mistake_name(check: Check, index: int) -> str:
-    """The wrong implementation's name, with its position if it is a lambda."""
-    name = getattr(check.mistakes[index].wrong, "__name__", "<lambda>")
-    return f"mistake {index + 1}" if name == "<lambda>" else name
+    """The wrong implementation's name, with its position where that alone does not tell it."""
+    names = [getattr(mistake.wrong, "__name__", "<lambda>") for mistake in check.mistakes]
+    name = names[index]
+    if name == "<lambda>":
+        return f"mistake {index + 1}"
+    return name if names.count(name) == 1 else f"{name} ({index + 1})"
 
 
 # Cases.
