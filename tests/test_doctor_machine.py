@@ -22,9 +22,13 @@ from tests.doctor_suite import NEEDS_POSIX, ROOT, kinds, run
     ],
 )
 def test_memory(
-    total: float, free: float, limit: float, kind: str, said: str,
+    total: float,
+    free: float,
+    limit: float,
+    kind: str,
+    said: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(machine, "memory", lambda: (total, free))
     monkeypatch.setattr(machine, "memory_limit", lambda: limit)
     (found,) = machine.check_memory()
