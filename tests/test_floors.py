@@ -22,7 +22,7 @@ FLOORS = {
         *("data/", "datasets/", "io.py", "volumes.py", "plotting.py", "drawing.py"),
         *("training.py", "evaluation.py"),
     ],
-    5: ["widgets/", "runtime.py", "doctor.py"],
+    5: ["widgets/", "runtime.py", "doctor/"],
     6: ["checks/"],
 }
 

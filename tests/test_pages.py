@@ -81,7 +81,9 @@ def test_modules_that_are_to_be_run_exist(name: str) -> None:
     for module in re.findall(
         r"python -m ((?:authoring|course_lib|tests|benchmarks)[\w.]*)", read(name)
     ):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{name} says: {module}"
+        path = ROOT / module.replace(".", "/")
+        files = (path.with_suffix(".py"), path / "__main__.py")
+        assert any(file.exists() for file in files), f"{name} says: {module}"
 
 
 def test_make_targets_and_options_exist() -> None:
