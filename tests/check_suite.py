@@ -425,17 +425,27 @@ def check_modules() -> list[ModuleType]:
     )
 
 
+def chosen(modules: Sequence[ModuleType], wanted: Sequence[str]) -> list[tuple[str, ModuleType]]:
+    """The modules that are meant by `11` or `11_displacement_fields`, with their slugs."""
+    by_slug = {min(task.slug for task in tasks(m).values()): m for m in modules}
+    for text in wanted:
+        if not any(text in (slug, slug[:2]) for slug in by_slug):
+            raise SystemExit(f"there is no exercise {text}; there are {', '.join(by_slug)}")
+    return [
+        (slug, module)
+        for slug, module in by_slug.items()
+        if not wanted or {slug, slug[:2]} & set(wanted)
+    ]
+
+
 def main() -> None:
     """Prints the table, for all lessons or for those named."""
     parser = argparse.ArgumentParser(description="Wrong answers and what the checks say to them.")
-    parser.add_argument("slugs", nargs="*", metavar="SLUG", help="such as 11_displacement_fields")
-    wanted = parser.parse_args().slugs
-    for module in check_modules():
-        slug = min(task.slug for task in tasks(module).values())
-        if wanted and slug not in wanted:
-            continue
+    parser.add_argument("slugs", nargs="*", metavar="SLUG", help="11 or 11_displacement_fields")
+    for slug, module in chosen(check_modules(), parser.parse_args().slugs):
         rows = diagnosis_table(module)
-        print(f"\n{slug}")
+        head = f"  {'task':22} {'wrong answer':28} {'apart':>9}  {'stage':9} the message begins"
+        print(f"\n{slug}\n{head}")
         for row in rows:
             apart = "" if row.separation is None else f"{row.separation:.3g}"
             said = textwrap.shorten(row.diagnosis, 72, placeholder=" …")
