@@ -44,7 +44,8 @@ lab:
 # Not by `setup`: what is to be examined stays as it is.
 doctor:
 	@$(need_python)
-	@$(PYTHON) -m course_lib.doctor
+	@python=.venv/bin/python; $$python -c "" 2>/dev/null || python="$(PYTHON)"; \
+	  $$python -m course_lib.doctor
 
 wheelhouse:
 	@$(need_python)

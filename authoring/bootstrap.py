@@ -24,8 +24,8 @@ def lacking():
     names = ("course_lib <modules>")
     return ", ".join(name for name in names.split() if importlib.util.find_spec(name) is None)
 kernel = f"This kernel's Python {sys.version.split()[0]} ({sys.executable})"
-advice = ("In the course's folder, open the notebook by `make lab`, or choose the Python in .venv "
-          "as the kernel; `python -m course_lib.doctor` there says what is wrong.")
+advice = ("In the course's folder, `make doctor` (or `python -m course_lib.doctor`) says what is "
+          "wrong. Open notebooks by `make lab`, or with the Python in .venv as the kernel.")
 if sys.version_info < (3, 11):
     raise Stop(f"{kernel} is too old: the course needs 3.11 or newer. {advice}")
 """

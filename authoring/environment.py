@@ -520,7 +520,10 @@ def run_with_progress(
 def latest_step(log: Path) -> str:
     """Return pip's latest line that says what it is doing."""
     text = log.read_bytes()[-20000:].decode("utf-8", "replace")
-    steps = re.findall(r"^ *((?:Collect|Download|Build|Prepar|Install|Obtain)ing.*)$", text, re.M)
+    doing = "Collect|Download|Build|Prepar|Install|Obtain"
+    steps = re.findall(rf"^ *((?:{doing})ing.*|WARNING: Retrying .*)$", text, re.M)
+    if steps and steps[-1].startswith("WARNING"):
+        return "the package index does not answer; pip tries again"
     return steps[-1].rstrip() if steps else ""
 
 

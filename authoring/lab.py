@@ -40,6 +40,7 @@ def mirror(root: Path, work: Path) -> Mirrored:
     A file that is missing is copied; one that is still as it was copied is replaced by a newer
     version; any other belongs to the learner and stays. ``work/.copied.json`` tells them apart: it
     holds the digest of every copy. Without it, every file that differs belongs to the learner.
+    What JupyterLab writes into a notebook that was only opened or run does not count.
     Nothing is ever deleted, and a file is replaced in one step or not at all.
 
     Args:
@@ -99,8 +100,24 @@ def read_record(work: Path) -> dict[str, str]:
 
 
 def file_digest(content: bytes) -> str:
-    """Return the digest under which the record knows a file's content."""
-    return hashlib.sha256(content).hexdigest()
+    """Return the digest under which the record knows a file's content.
+
+    Of a notebook only what a person writes counts: JupyterLab saves metadata of its own into a
+    notebook that was opened, and outputs into one that was run.
+    """
+    return hashlib.sha256(written(content)).hexdigest()
+
+
+def written(content: bytes) -> bytes:
+    """Return the kinds, sources and attachments of a notebook's cells; of other files everything."""
+    try:
+        cells = json.loads(content)["cells"]
+        parts = [(cell["cell_type"], cell["source"], cell.get("attachments")) for cell in cells]
+    except (ValueError, KeyError, TypeError):
+        return content
+    # A source is one string or a list of lines, as the program that saved it likes.
+    joined = [(kind, "".join(source), more) for kind, source, more in parts]
+    return json.dumps(joined, sort_keys=True).encode()
 
 
 def report(done: Mirrored, work: Path) -> str:

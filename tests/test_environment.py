@@ -468,3 +468,11 @@ def test_the_constraints_hold_every_package_and_nothing_of_this_machine() -> Non
     assert not any(name.startswith(freeze.ONLY_FOR_CUDA) for name in pinned)
     assert "file:" not in text and "+" not in "".join(pinned.values())
     assert pinned["torch"] == "2.13.0"
+
+
+def test_a_blocked_index_is_not_shown_as_a_download(tmp_path: Path) -> None:
+    log = tmp_path / "setup.log"
+    log.write_text("Downloading pillow-12.whl (7 MB)\nWARNING: Retrying (Retry(total=4)) after …\n")
+    assert environment.latest_step(log) == "the package index does not answer; pip tries again"
+    log.write_text(log.read_text() + "Downloading torch-2.13.whl (200 MB)\n")
+    assert environment.latest_step(log) == "Downloading torch-2.13.whl (200 MB)"

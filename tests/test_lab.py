@@ -259,3 +259,41 @@ def test_the_server_moves_to_a_free_port_and_shows_learners_no_teaching_tools(
         finally:
             server.terminate()
             server.communicate(timeout=60)
+
+
+def notebook(*sources: str | list[str], **more: object) -> str:
+    cells = [{"cell_type": "code", "source": source, **more} for source in sources]
+    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_a_notebook_that_was_only_opened_or_run_is_still_untouched(
+    course: Path, work: Path
+) -> None:
+    write(course / LESSON, notebook("a = 1\nb = 2", outputs=[], metadata={}))
+    lab.mirror(course, work)
+    opened = json.loads(notebook(["a = 1\n", "b = 2"], outputs=[{"text": "3"}], execution_count=7))
+    opened["metadata"] = {"language_info": {"version": "3.11.7", "codemirror_mode": {"version": 3}}}
+    write(work / LESSON, json.dumps(opened))
+    write(course / LESSON, notebook("a = 1\nb = 3"))
+    assert lab.mirror(course, work).refreshed == [LESSON]
+    assert (work / LESSON).read_text() == notebook("a = 1\nb = 3")
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        notebook("a = 1", "b"),
+        notebook("a = 2"),
+        notebook("a = 1", attachments={"x.png": {"image/png": "AA=="}}),
+        notebook("a = 1").replace('"code"', '"raw"'),
+        notebook("a = 1")[:-1],
+        '{"cells": 3}',
+    ],
+)
+def test_whatever_a_learner_writes_counts(course: Path, work: Path, mine: str) -> None:
+    write(course / BLANK, notebook("a = 1"))
+    lab.mirror(course, work)
+    write(work / BLANK, mine)
+    write(course / BLANK, notebook("news"))
+    assert lab.mirror(course, work).outdated == [BLANK]
+    assert (work / BLANK).read_text() == mine

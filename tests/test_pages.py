@@ -159,6 +159,8 @@ def test_what_is_being_written_is_not_there_yet() -> None:
 
 def test_italics_are_what_is_being_written() -> None:
     text = section(read("README.md"), "## Syllabi")
+    table_lines = (line.replace("**", "") for line in text.splitlines() if line.startswith("|"))
+    text = "\n".join(table_lines)
     italic = {n for part in re.findall(r"\*([^*]+)\*", text) for n in re.findall(r"\b\d\d\b", part)}
     plain = re.sub(r"\*[^*]+\*", "", text)
     named = {

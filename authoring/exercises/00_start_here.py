@@ -3,7 +3,7 @@
 #
 # You turn the three knobs of lesson 00 until something breaks, and learn where they break. **Time**: about 20 minutes · **Points**: 7.
 #
-# Before this: lesson 00. Write your answers between the lines that say so: each is a function that *returns* the answer. Run its cell, then the check below it. A check runs your setting (a few seconds) and says what it measured. `check.name.hint()` opens hints one by one, and `progress()`, at the end of the page or in any cell, says what passed and what comes next.
+# Before this: lesson 00. Each answer is a function that *returns* it: write it in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check runs your setting (a few seconds) and says what it measured. `check.name.hint()` opens hints one by one, and `progress()`, at the end of the page or in any cell, says what passed and what comes next.
 
 # %%
 from course_lib import setup

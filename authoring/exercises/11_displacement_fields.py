@@ -3,7 +3,7 @@
 #
 # You write the four functions that everything later stands on, and invert a field in one dimension. **Time**: about 50 minutes · **Points**: 14.
 #
-# Before this: lesson 11. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 11. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 import numpy as np

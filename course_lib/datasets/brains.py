@@ -133,7 +133,11 @@ def _head(name: str, ndim: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=4)
 def _load(file: str) -> Tensor:
     with as_file(files("course_lib.data") / file) as path:
-        image = load_nifti(path).image
+        try:
+            image = load_nifti(path).image
+        except (OSError, ValueError) as error:
+            message = f"{error}\nThis file came with the course: `make doctor` says how to mend it."
+            raise type(error)(message) from error
     x, y, z = (slice(low, high) for low, high in _CROP)
     return image[:, :, x, y, z]
 

@@ -35,8 +35,8 @@ NEEDS = {
     "threads": {"torch"},
     "device": {"torch", "numpy"},
     "warp": {"torch", "numpy"},
-    "plot": {"torch", "numpy", "matplotlib", "pillow"},
-    "widget": {"torch", "numpy", "matplotlib", "pillow", "ipywidgets"},
+    "plot": {"torch", "numpy", "matplotlib", "nibabel", "pillow"},
+    "widget": {"torch", "numpy", "matplotlib", "nibabel", "pillow", "ipywidgets"},
     "kernel": {"ipykernel"},
 }
 
