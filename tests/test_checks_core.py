@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -238,6 +239,11 @@ def test_interrupting_is_left_to_the_kernel(toys: ModuleType) -> None:
 
 # Wrong: the stages, in order.
 
+
+def counted(result: Any) -> Any:
+    return torch.arange(result.numel()).view(result.shape)
+
+
 STAGES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("nothing", lambda x, w: None, "Is a `return` missing?"),
     ("type", lambda x, w: right(x, w).numpy(), "it returns a NumPy array; expected a tensor"),
@@ -251,7 +257,14 @@ STAGES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("shape", lambda x, w: right(x, w)[..., None], "Only axes of size 1 differ"),
     ("shape", lambda x, w: x * w / w.sum(), "the shape is (2, 3); expected (2,)"),
     ("finite", lambda x, w: right(x, w) / 0, "2 of 2 values are not finite"),
-    ("finite", lambda x, w: right(x, w) * torch.nan, "first at index (0,): NaN"),
+    (
+        *("finite", lambda x, w: right(x, w) * torch.nan),
+        "the first of them, at index (0,), is not a number (NaN).",
+    ),
+    (
+        *("finite", lambda x, w: right(x, w) / counted(right(x, w))),
+        "1 of 2 values is not finite: the one at index (0,) is infinite.",
+    ),
     ("values", lambda x, w: -right(x, w), "Yours has the opposite sign, everywhere."),
     ("values", lambda x, w: right(x, w) ** 2, "2 of 2 values differ"),
 ]
@@ -363,6 +376,98 @@ def test_changing_an_input_is_refused_although_values_are_right(toys: ModuleType
     )
 
 
+def test_an_optimizer_is_named_where_one_may_have_changed_the_input() -> None:
+    def descends(start: Any) -> Any:
+        x = start.requires_grad_()
+        torch.optim.SGD([x], lr=1).step()
+        with torch.no_grad():
+            x += 1
+        return x.detach()
+
+    def adds(start: Any) -> Any:
+        start += 1
+        return start
+
+    def inside(start: Any) -> Any:
+        def step_by_step() -> None:
+            torch.optim.SGD([torch.ones(1, requires_grad=True)]).step()
+
+        step_by_step()
+        return adds(start)
+
+    check = Check("99_toys", "f", lambda start: start + 1, [lambda: (torch.zeros(2),)])
+    sentence = "An optimizer that was given start itself changes it too"
+    for answer, named in ((descends, True), (inside, True), (adds, False)):
+        assert stage(check, answer) == "in place"
+        assert (sentence in said(check, answer)) is named
+
+
+def unset(x: Any, w: Any) -> Any:
+    result = None
+    if x is None:
+        result = right(x, w)
+    return result
+
+
+def one_way(x: Any, w: Any) -> Any:
+    if x is None:
+        return right(x, w)
+
+
+def bare(x: Any, w: Any) -> Any:
+    with torch.no_grad():
+        right(x, w)
+        return
+
+
+def inner_return(x: Any, w: Any) -> Any:
+    def inner() -> Any:
+        return x
+
+    inner()
+
+
+@pytest.mark.parametrize(
+    ("answer", "has_return"),
+    [
+        *[(unset, True), (one_way, True), (torch.no_grad()(unset), True)],
+        *[(bare, False), (inner_return, False), (torch.no_grad()(bare), False)],
+        (functools.partial(check_suite.after(unset, lambda result: result)), True),
+    ],
+)
+def test_nothing_where_there_is_a_return(toys: ModuleType, answer: Any, has_return: bool) -> None:
+    verdict = said(toys.weighted, answer)
+    assert "it returns nothing; expected a tensor, (2,) float32." in verdict
+    assert ("that was never set" in verdict) is has_return
+    assert ("Is a `return` missing?" in verdict) is not has_return
+    with_default = said(toys.double, lambda: None)
+    assert "Is a `return` missing?" in with_default
+    assert "that was never set" in said(toys.double, lambda: print(end=""))
+
+
+def test_numpy_where_a_gradient_is_asked_for(toys: ModuleType) -> None:
+    def arrays(x: Any, w: Any) -> Any:
+        return right(x, w).detach().numpy()
+
+    without = Check("99_toys", "f", toys.weighted_mean, toys.weighted.inputs)
+    sentence = "asks for a gradient too, and none passes through NumPy"
+    assert sentence in said(toys.weighted, arrays)
+    assert sentence not in said(without, arrays)
+    assert sentence not in said(toys.weighted, lambda x, w: 1.0)
+    two = Check("99_toys", "f", lambda x: (x, x), [lambda: (torch.ones(2),)], gradient=True)
+    assert sentence in said(two, lambda x: (x, x.detach().numpy()))
+
+
+def test_an_error_that_only_comes_with_the_gradient(toys: ModuleType) -> None:
+    def answer(x: Any, w: Any) -> Any:
+        return torch.from_numpy(x.numpy() @ w.numpy() / w.numpy().sum())
+
+    verdict = said(toys.weighted, answer)
+    assert "raised RuntimeError: Can't call numpy() on Tensor that requires grad" in verdict
+    assert "NumPy cannot pass gradients on" in verdict
+    assert "(this came when the check asked for its gradient)" in verdict
+
+
 def test_a_known_mistake_counts_more_than_a_changed_input(toys: ModuleType) -> None:
     assert stage(toys.weighted, lambda x, w: x.mul_(w).sum(-1)) == "mistake"
 
@@ -414,7 +519,11 @@ def test_gradient_lost_or_wrong(toys: ModuleType) -> None:
     assert "no gradient reaches x" in said(toys.weighted, torch.no_grad()(right))
     assert "the gradient of x is wrong" in said(toys.weighted, half_of_it)
     assert "0.5 times what is expected" in said(toys.weighted, half_of_it)
-    assert "not finite" in said(toys.weighted, unfinite)
+    assert "not finite; the first of them, at index (0, 0, 0), is not" in said(
+        toys.weighted, unfinite
+    )
+    assert "no finite slope" in said(toys.weighted, unfinite)
+    assert "below zero" not in said(toys.weighted, unfinite)
     assert toys.weighted.judge(unfinite).stage == "gradient"
 
 
@@ -464,7 +573,7 @@ def test_results_instead_of_functions_are_refused(toys: ModuleType) -> None:
 
 
 def test_predictions(toys: ModuleType) -> None:
-    for answer in (8, 8.0, torch.tensor(8), np.int64(8), np.float32(8)):
+    for answer in (8, 8.0, torch.tensor(8), np.int64(8), np.float32(8), Fraction(16, 2)):
         assert said(toys.corners, lambda a=answer: a) == ""
     assert said(toys.corners, lambda: 4).startswith("✗ corners: this counts in 2D.")
     assert stage(toys.corners, lambda: torch.tensor([8])) == "type"
@@ -475,6 +584,29 @@ def test_predictions(toys: ModuleType) -> None:
 def test_a_wrong_prediction_does_not_give_the_answer_away(toys: ModuleType) -> None:
     verdict = said(toys.corners, lambda: 7)
     assert "not 7" in verdict and "8" not in verdict
+    assert "not 1/3." in said(toys.corners, lambda: Fraction(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [
+        ((3, 3, 1.76), "(3, 3, …) is right so far; the third number is not. You gave (3, 3, 1.76)"),
+        ([1, 3.0, 1], "(…, 3, …) is right so far; the first and third numbers are not."),
+        ((1, 2, 3.11), "(…, …, 3.11) is right so far; the first and second numbers are not."),
+        ((1, 2, 4), "not (1, 2, 4). Work it out again, step by step."),
+    ],
+)
+def test_a_prediction_that_is_partly_right(got: Any, words: str) -> None:
+    check = Check("99_toys", "f", lambda: (3, 3, 28 / 9), [lambda: ()], atol=5e-3)
+    verdict = said(check, lambda: got)
+    assert verdict.startswith(f"✗ f: {words}") and "3.1111" not in verdict
+
+
+def test_a_prediction_of_words_that_is_partly_right() -> None:
+    check = Check("99_toys", "f", lambda: (1, "up", 2, 3), [lambda: ()])
+    verdict = said(check, lambda: (1, "down", 4, 5))
+    assert "(1, …, …, …) is right so far; the second, third and fourth items are not." in verdict
+    assert "up" not in verdict
 
 
 @pytest.mark.parametrize(
@@ -501,12 +633,17 @@ def test_python_and_numpy_results(expected: Any, good: Any, bad: Any) -> None:
 
 def test_tuples_say_which_item() -> None:
     problem = compare((torch.zeros(2), torch.ones(2)), (torch.zeros(2), torch.zeros(2)), 1e-5)
-    assert problem and problem.text.startswith("item 1 of the result: 2 of 2 values differ")
+    assert problem
+    assert problem.text.startswith("the second item of the result: 2 of 2 values differ")
     item = torch.zeros(2), torch.zeros(2)
     problem = compare((torch.ones(2), torch.zeros(2).double()), item, 1e-5)
     assert problem and problem.stage == "dtype", "the earliest stage speaks here, too"
     few = compare((torch.zeros(2),), (torch.zeros(2), torch.zeros(2)), 1e-5)
-    assert few and few.text == "it returns 1 items; expected 2."
+    assert few and few.text == "it returns 1 item; expected 2."
+    none = compare((torch.zeros(2), None), item, 1e-5)
+    assert none and none.text == (
+        "the second item of the result: it is nothing; expected a tensor, (2,) float32."
+    ), "no word of a missing `return`: there is one"
 
 
 def test_descriptions() -> None:
@@ -521,11 +658,13 @@ def test_descriptions() -> None:
 def test_goal_says_what_it_measured_and_what_was_asked(toys: ModuleType) -> None:
     asked = "  Asked: a number whose double is above 1."
     verdict, printed = ask(toys.double, lambda: 0.75)
-    assert (verdict, printed) == ("", f"✓ double: with 0.75, doubled = 1.5.\n{asked}\n")
+    assert (verdict, printed) == ("", "✓ double: with 0.75, doubled = 1.5.\n")
     verdict, printed = ask(toys.double, lambda: 0.25)
     assert verdict.startswith(f"✗ double: not there yet: with 0.25, doubled = 0.5.\n{asked}")
     assert verdict.endswith("→ check.double.hint()")
     assert toys.double.tries == 1
+    for missed in (0.25, None, "much"):
+        assert said(toys.double, lambda s=missed: s).count("Asked: ") == 1, missed
 
 
 def test_goal_outcomes(toys: ModuleType) -> None:
@@ -536,7 +675,7 @@ def test_goal_outcomes(toys: ModuleType) -> None:
         assert stage(toys.double, lambda s=setting: s) == "type", setting
     assert "library's own" in said(toys.double, functools.partial(describe, 1))
     assert "not a function" in said(toys.double, 0.75)
-    for enough in (1, torch.tensor(0.75), np.float32(0.75)):
+    for enough in (1, torch.tensor(0.75), np.float32(0.75), Fraction(3, 4)):
         assert said(toys.double, lambda s=enough: s) == "", enough
 
 
@@ -610,11 +749,12 @@ def test_solution_opens_after_three_tries_or_success(
     file = tmp_path / "solutions.json"
     monkeypatch.setattr(task_module, "SOLUTIONS", file)
     locked = "The solution of weighted opens when its check passes, or after "
-    assert shown(toys.weighted.solution) == locked + "3 more tries.\n"
-    for _ in range(2):
-        said(toys.weighted, lambda x, w: None)
+    again = "\n(checking the same code again is not another one).\n"
+    assert shown(toys.weighted.solution) == locked + "3 more tries" + again
+    for wrong in (lambda x, w: None, lambda x, w: 1):
+        said(toys.weighted, wrong)
         said(toys.weighted, check_suite.stub)
-    assert shown(toys.weighted.solution) == locked + "1 more try.\n"
+    assert shown(toys.weighted.solution) == locked + "1 more try" + again
     said(toys.weighted, lambda x, w: None)
     assert shown(toys.weighted.solution) == "See solutions/99_toys.ipynb for weighted.\n"
     file.write_text(json.dumps({"99_toys": {"weighted": "def weighted(x, w): ..."}}))
@@ -628,9 +768,33 @@ def test_solution_opens_after_three_tries_or_success(
 
 
 def test_the_solution_is_pointed_to_when_hints_are_used_up(toys: ModuleType) -> None:
-    verdicts = [said(toys.corners, lambda: 7) for _ in range(3)]
+    verdicts = [said(toys.corners, wrong) for wrong in (lambda: 7, lambda: 6, lambda: 5)]
     assert ["→" in verdict for verdict in verdicts] == [False, False, True]
     assert verdicts[2].endswith("→ check.corners.solution()")
+
+
+def test_the_same_code_again_is_not_another_try(toys: ModuleType) -> None:
+    def from_cell(text: str) -> Any:
+        scope: dict[str, Any] = {"torch": torch}
+        exec(compile(text, "<cell>", "exec"), scope)
+        return scope["weighted"]
+
+    sums = "def weighted(x, w):\n    return (x * w).sum(-1)"
+    fails = "def weighted(x, w):\n    return x.reshape(7)"
+    tries = []
+    for text in (sums, sums, fails, fails, f"{sums} + 1", sums):
+        said(toys.weighted, from_cell(text))
+        tries.append(toys.weighted.tries)
+    assert tries == [1, 1, 2, 2, 3, 4]
+
+
+def test_the_same_code_with_another_helper_is_another_try(toys: ModuleType) -> None:
+    scope: dict[str, Any] = {}
+    exec("def weighted(x, w):\n    return helper(x, w)", scope)
+    for helper in (lambda x, w: None, lambda x, w: x, lambda x, w: x):
+        scope["helper"] = helper
+        said(toys.weighted, scope["weighted"])
+    assert toys.weighted.tries == 2
 
 
 def test_or_reference(toys: ModuleType) -> None:

@@ -7,13 +7,21 @@ compared before values, so that nothing passes by broadcasting.
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib.checks.messages import SHOWN_IN_FULL, dtype_name, elements, kind, number
+from course_lib.checks.messages import (
+    SHOWN_IN_FULL,
+    dtype_name,
+    elements,
+    kind,
+    number,
+    ordinal,
+)
 
 STAGES = ("nothing", "type", "dtype", "shape", "finite", "values")
 
@@ -70,10 +78,11 @@ def recast(got: object, expected: object) -> object:
 
 
 def plain(value: object) -> object:
-    """0-d tensors and NumPy scalars as the Python numbers they stand for."""
+    """0-d tensors, NumPy scalars and fractions as the Python numbers they stand for."""
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
         return value.item()
-    return value
+    other = isinstance(value, numbers.Real) and not isinstance(value, (int, float))
+    return float(value) if other else value  # type: ignore[arg-type]
 
 
 def same(one: object, other: object) -> bool:
@@ -100,8 +109,7 @@ def compare(got: object, expected: object, atol: float) -> Problem | None:
     lists for tuples. Everything else must have the expected type.
     """
     if expected is not None and got is None:
-        what = "it returns nothing.\nIs a `return` missing?"
-        return Problem("nothing", f"{what} Expected {wanted(expected)}.")
+        return Problem("nothing", f"it returns nothing; expected {wanted(expected)}.")
     if isinstance(expected, (tuple, list)):
         return _compare_items(got, expected, atol)
     if isinstance(expected, (Tensor, np.ndarray)):
@@ -125,10 +133,12 @@ def _compare_items(
     if not isinstance(got, (tuple, list)):
         return Problem("type", f"it returns {kind(got)}; expected {wanted(expected)}.")
     if len(got) != len(expected):
-        return Problem("shape", f"it returns {len(got)} items; expected {len(expected)}.")
+        items = "1 item" if len(got) == 1 else f"{len(got)} items"
+        return Problem("shape", f"it returns {items}; expected {len(expected)}.")
     problems = [
         Problem(
-            found.stage, f"item {i} of the result: {found.text.replace('it returns', 'it is', 1)}"
+            found.stage,
+            f"the {ordinal(i)} item of the result: {found.text.replace('it returns', 'it is', 1)}",
         )
         for i, (one, other) in enumerate(zip(got, expected, strict=True))
         if (found := compare(one, other, atol))
@@ -217,12 +227,19 @@ def _finite_problem(got: Tensor, expected: Tensor) -> Problem | None:
     if not bad.any():
         return None
     index = tuple(int(i) for i in bad.nonzero()[0])
-    where = f", first at index {index}" if index else ""
-    name = "NaN" if got[index].isnan() else "infinite"
-    many = f"{int(bad.sum())} of {bad.numel()} values are" if bad.numel() > 1 else "the value is"
+    name = "not a number (NaN)" if got[index].isnan() else "infinite"
+    if bad.numel() == 1:
+        what = f"the value is {name}."
+    elif int(bad.sum()) == 1:
+        what = f"1 of {bad.numel()} values is not finite: the one at index {index} is {name}."
+    else:
+        what = (
+            f"{int(bad.sum())} of {bad.numel()} values are not finite; "
+            f"the first of them, at index {index}, is {name}."
+        )
     return Problem(
         "finite",
-        f"{many} not finite (NaN or infinite){where}: {name}.\n"
+        f"{what}\n"
         "Likely cause: a division by zero, or the root or logarithm of a number below zero.",
     )
 

@@ -30,14 +30,24 @@ from course_lib.checks.messages import (
     describe_inputs,
     kind,
     number,
+    ordinal,
     parameter_names,
 )
+from course_lib.checks.reading import mentions, returns_a_value
 from course_lib.checks.running import call
 from course_lib.checks.task import Function, Outcome, Stop, Task, Verdict
 
 __all__ = ["Check", "Goal", "Law", "Mistake", "Outcome", "Task", "Verdict", "finite_number"]
 
 Inputs = Callable[[], tuple[Any, ...]]
+
+
+FOR_GRADIENT = "(this came when the check asked for its gradient)"
+
+NO_SLOPE = (
+    "Likely cause: the root of 0 or a division by 0, which have no finite slope, or an exp() that\n"
+    "is infinite. Choosing by torch.where afterwards does not mend the gradient."
+)
 
 
 class Mistake(NamedTuple):
@@ -113,8 +123,8 @@ class Check(Task):
         """The stages, in order; the first that has something to say decides."""
         runs = [self._one_run(answer, make) for make in self.inputs]
         return (
-            self._value_outcome(runs)
-            or self._change_outcome(runs)
+            self._value_outcome(answer, runs)
+            or self._change_outcome(answer, runs)
             or self._law_outcome(answer)
             or self._gradient_outcome(answer)
             or Outcome("right", "", "")
@@ -133,7 +143,7 @@ class Check(Task):
         changed = [name for name, one, other in pairs if not same(one, other)]
         return _Run(make, kept, call(self.reference, call(make)), got, changed)
 
-    def _value_outcome(self, runs: list[_Run]) -> Outcome | None:
+    def _value_outcome(self, answer: Function, runs: list[_Run]) -> Outcome | None:
         """The earliest stage that fails, on the smallest input that fails there."""
         found = []
         for run in runs:
@@ -145,15 +155,23 @@ class Check(Task):
             return Outcome("wrong", "mistake", mistake.hint)
         _, _, problem, run = min(found, key=lambda item: item[:2])
         if run.changed:  # the likelier cause of a result that is like no other
-            return self._change_outcome(runs, also=" The result is wrong too.")
-        return Outcome("wrong", problem.stage, self._worded(problem, run.arguments, run.got))
+            return self._change_outcome(answer, runs, also=" The result is wrong too.")
+        return Outcome("wrong", problem.stage, self._worded(problem, answer, run))
 
-    def _worded(self, problem: Problem, arguments: Sequence[object], got: object) -> str:
-        """The problem, and the inputs that show it."""
-        if problem.stage == "values" and not arguments:
+    def _worded(self, problem: Problem, answer: Function, run: _Run) -> str:
+        """The problem, what only this check knows about it, and the inputs that show it."""
+        if problem.stage == "values" and not run.arguments:
             # A prediction: the expected value would be the solution.
-            return f"not {describe(got)}. Work it out again, step by step."
-        return f"{problem.text}\n{self._inputs_line(arguments)}"
+            return _not_this(run.got, run.expected, self.atol)
+        clue = ""
+        if run.got is None:
+            clue = _nothing_clue(answer)
+        elif self.gradient and problem.stage == "type" and _has_numpy(run.got):
+            clue = (
+                "This check asks for a gradient too, and none passes through NumPy:\n"
+                "use torch's own functions."
+            )
+        return f"{problem.text}\n{clue}\n{self._inputs_line(run.arguments)}"
 
     def _named(self, runs: list[_Run]) -> Mistake | None:
         """The one wrong implementation that gives the learner's results, on all inputs."""
@@ -173,18 +191,22 @@ class Check(Task):
         results = run.got, recast(run.got, run.expected)
         return any(compare(result, wrong, self.atol) is None for result in results)
 
-    def _change_outcome(self, runs: list[_Run], also: str = "") -> Outcome | None:
+    def _change_outcome(self, answer: Function, runs: list[_Run], also: str = "") -> Outcome | None:
         """What to say when an input was changed in place."""
         changed = next((run.changed[0] for run in runs if run.changed), None)
         if changed is None:
             return None
-        return Outcome(
-            "wrong",
-            "in place",
+        text = (
             f"it changes its input {changed} in place.{also}\n"
             f"Likely cause: `{changed} += …`, `{changed}[…] = …` or a method ending in _;\n"
-            f"make a new array, as in `{changed} = {changed} + …`, or start from a copy.",
+            f"make a new array, as in `{changed} = {changed} + …`, or start from a copy."
         )
+        if mentions(answer, "step"):
+            text += (
+                f"\nAn optimizer that was given {changed} itself changes it too, in step():\n"
+                f"give it a copy, x = {changed}.detach().clone().requires_grad_()."
+            )
+        return Outcome("wrong", "in place", text)
 
     def _law_outcome(self, answer: Function) -> Outcome | None:
         """The first law that the answer breaks."""
@@ -213,7 +235,7 @@ class Check(Task):
         """Compares the gradients on one input, in one dtype."""
         arguments, kept = (differentiable(call(make), dtype) for _ in range(2))
         inputs = self._inputs_line(kept)
-        got = self._run(lambda: gradients(answer, arguments), (), inputs, "(for its gradient)")
+        got = self._run(lambda: gradients(answer, arguments), (), inputs, FOR_GRADIENT)
         expected = call(gradients, (self.reference, kept))
         if all(gradient is None for gradient in expected):
             raise ValueError(f"{self.name}: gradient=True, but the reference has none")
@@ -229,9 +251,10 @@ class Check(Task):
                     "of a result, or rounding; a network could not be trained through this."
                 )
             if problem := compare(theirs, ours, atol):
-                return (
-                    f"right values, but the gradient of {name} is wrong: {problem.text}\n{inputs}"
-                )
+                text = problem.text
+                if problem.stage == "finite":
+                    text = f"{text.splitlines()[0]}\n{NO_SLOPE}"
+                return f"right values, but the gradient of {name} is wrong: {text}\n{inputs}"
         return None
 
 
@@ -279,15 +302,50 @@ class Goal(Task):
         """Takes the setting, measures what comes of it, and asks whether that is enough."""
         setting = plain(self._run(answer))
         if setting is None:
-            text = f"it returns nothing.\nIs a `return` missing?\nAsked: {self.message}"
-            return Outcome("wrong", "nothing", text)
+            return self._missed("nothing", f"it returns nothing.\n{_nothing_clue(answer)}")
         if problem := self.valid(setting):
-            return Outcome("wrong", "type", f"{problem}\nAsked: {self.message}")
+            return self._missed("type", problem)
         measured = self._run(self.measure, (setting,), f"With {describe(setting)}")
         found = f"with {describe(setting)}, {_measured(measured)}."
         if self.reached(measured):
-            return Outcome("right", "", f"{found}\nAsked: {self.message}")
-        return Outcome("wrong", "goal", f"not there yet: {found}\nAsked: {self.message}")
+            return Outcome("right", "", found)
+        return self._missed("goal", f"not there yet: {found}")
+
+    def _missed(self, stage: str, text: str) -> Outcome:
+        """What is wrong with the setting, and what was asked."""
+        return Outcome("wrong", stage, f"{text}\nAsked: {self.message}")
+
+
+def _nothing_clue(answer: Function) -> str:
+    """Why a function may return None."""
+    if returns_a_value(answer):
+        return (
+            "Is a `return` missing on one way through it, or is what it returns None: a variable\n"
+            "that was never set, the result of a function without `return`?"
+        )
+    return "Is a `return` missing?"
+
+
+def _has_numpy(got: object) -> bool:
+    """Whether a result is a NumPy array, or holds one."""
+    parts = got if isinstance(got, (tuple, list)) else [got]
+    return any(kind(part) == "a NumPy array" for part in parts)
+
+
+def _not_this(got: object, expected: object, atol: float) -> str:
+    """A wrong prediction: which parts of a tuple are right, and nothing about the others."""
+    if isinstance(got, (tuple, list)) and isinstance(expected, (tuple, list)):
+        pairs = zip(got, expected, strict=True)
+        wrong = [i for i, pair in enumerate(pairs) if compare(*pair, atol)]
+        if len(wrong) < len(got):
+            shown = ", ".join("…" if i in wrong else describe(x) for i, x in enumerate(got))
+            are = "item is" if len(wrong) == 1 else "items are"
+            if all(kind(got[i]) == "a number" for i in wrong):
+                are = are.replace("item", "number")
+            which = ", ".join(ordinal(i) for i in wrong)
+            which = " and ".join(which.rsplit(", ", 1))
+            return f"({shown}) is right so far; the {which} {are} not. You gave {describe(got)}."
+    return f"not {describe(got)}. Work it out again, step by step."
 
 
 def _measured(measured: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 
 SHOWN_IN_FULL = 12
 """Arrays with more elements than this are described by shape and dtype only."""
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
 def dtype_name(array: Tensor | np.ndarray) -> str:
@@ -22,6 +25,15 @@ def number(value: object, digits: int = 6) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value))
     return f"{value:.{digits}g}" if isinstance(value, (int, float, np.number)) else repr(value)
+
+
+def ordinal(index: int) -> str:
+    """``first`` for index 0: people count from one.
+
+    >>> ordinal(1), ordinal(20)
+    ('second', 'number 21')
+    """
+    return ORDINALS[index] if index < len(ORDINALS) else f"number {index + 1}"
 
 
 def elements(array: Tensor | np.ndarray, digits: int = 6) -> str:
@@ -45,7 +57,7 @@ def kind(value: object) -> str:
         return "a NumPy array"
     if isinstance(value, (bool, np.bool_)):
         return "True or False"
-    if isinstance(value, (int, float, np.number)):
+    if isinstance(value, (numbers.Real, np.number)):
         return "a number"
     if isinstance(value, str):
         return "a string"
@@ -68,6 +80,8 @@ def describe(value: object) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     if isinstance(value, (bool, np.bool_, int, float, np.number, str)):
         return number(value)
+    if isinstance(value, numbers.Real):
+        return str(value)  # a fraction, as 1/3
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
     return kind(value)

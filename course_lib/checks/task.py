@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from course_lib.checks.explanations import explanation
 from course_lib.checks.messages import kind, lay_out
 from course_lib.checks.running import (
     call,
@@ -60,7 +61,8 @@ class Task(ABC):
     Attributes:
         passed: whether the last answer was right.
         solved: whether any answer was right since the kernel started.
-        tries: wrong answers so far, those that raised an error included.
+        tries: wrong answers so far, those that raised an error included. The same code with
+            the same outcome, judged again, is not another try.
         opened: hints opened so far.
     """
 
@@ -72,6 +74,7 @@ class Task(ABC):
         self.passed = self.solved = False
         self.tries = self.opened = 0
         self._right_answer: object = None
+        self._last_try: tuple[object, Outcome] | None = None
 
     def __repr__(self) -> str:
         """``<Check warp: 2 tries>``."""
@@ -94,9 +97,18 @@ class Task(ABC):
             print(lay_out("✓", self.name, outcome.text) if outcome.text else f"✓ {self.name}")
             return
         counts = outcome.name in ("wrong", "raised")
-        self.tries += counts
+        if counts:
+            self._count(answer, outcome)
         mark = "○" if outcome.name == "not attempted" else "✗"
         raise Verdict(lay_out(mark, self.name, outcome.text, self._next_step() if counts else ""))
+
+    def _count(self, answer: object, outcome: Outcome) -> None:
+        """One more try, unless it is the last one run again.
+
+        The outcome is compared too: it differs when a function that the answer calls was edited.
+        """
+        last, self._last_try = self._last_try, (answer, outcome)
+        self.tries += not (last and _same_code(answer, last[0]) and outcome == last[1])
 
     def judge(self, answer: object) -> Outcome:
         """What there is to say about an answer; counts and prints nothing itself."""
@@ -146,7 +158,8 @@ class Task(ABC):
             lines.append(f"At {place}")
         elif isinstance(error, TypeError):
             lines.append("Look at the parameters in its `def` line.")
-        return Outcome("raised", "raised", "\n".join([*lines, inputs, note]))
+        lines += [explanation(error), inputs, note]
+        return Outcome("raised", "raised", "\n".join(lines))
 
     def or_reference(self, answer: Function) -> Function:
         """The learner's function if its last check passed, otherwise the course's version.
@@ -179,7 +192,8 @@ class Task(ABC):
         left = TRIES_BEFORE_SOLUTION - self.tries
         if left > 0 and not self.solved:
             tries = "1 more try" if left == 1 else f"{left} more tries"
-            print(f"The solution of {self.name} opens when its check passes, or after {tries}.")
+            print(f"The solution of {self.name} opens when its check passes, or after {tries}")
+            print("(checking the same code again is not another one).")
             return
         print(self._solution_text() or f"See solutions/{self.slug}.ipynb for {self.name}.")
 

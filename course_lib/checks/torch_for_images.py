@@ -508,8 +508,9 @@ soft_disc = Check(
         ),
         Law(
             _finite_far_away,
-            "right on small images, but its gradient is not a number (NaN) on one of 310 columns.\n"
-            "Likely cause: exp() of a large number is infinite in float32.\n"
+            "right on small images; on an image of shape (4, 310), with its center near index\n"
+            "(2, 3), the gradient of circles has values that are not a number (NaN) or infinite.\n"
+            "Likely cause: far from the center, exp() of a large number is infinite in float32.\n"
             "torch.sigmoid computes 1 / (1 + exp(−x)) without that.",
         ),
     ],
