@@ -423,6 +423,9 @@ def test_the_descents_are_what_their_names_say() -> None:
     def best(losses):
         return losses.index(min(losses))
 
+    assert {make.__name__ for make in checks.fit.inputs} == {
+        *("_one_step", "_too_slow", "_good_start", "_worse_later", "_better_later")
+    }
     assert len(losses_of(checks._one_step)) == 1
     slow = losses_of(checks._too_slow)
     assert best(slow) == len(slow) - 1 and min(slow) > 0.52

@@ -239,7 +239,9 @@ class TestExplorer:
         assert loud == [False, False, True]
         assert len(playground.still()) < 120_000
         # Readers without a slider see the rule of the lesson: rate times steps.
-        ends = re.findall(r"(0\.\d+) after (\d+) steps of (\d+\.\d)", playground.caption)
+        ends = re.findall(
+            r"(0\.\d+) after (\d+) steps with a learning rate of (\d+\.\d)", playground.caption
+        )
         assert [(steps, rate) for _, steps, rate in ends] == [
             ("60", "1.0"),
             ("30", "2.0"),

@@ -166,7 +166,7 @@ for name, result in {"round": value.round(), "sigmoid": torch.sigmoid((value - 0
 #
 # ## 4 · A convolution by hand
 #
-# Put a small window of weights, the **kernel**, on a voxel, multiply each weight with the voxel under it, add up, move on. Outside the image the values count as 0: `F.pad` puts so many zeros left, right, above, below.
+# Put a small window of weights, the **kernel**, on a voxel, multiply each weight with the voxel under it, add up, move on. Outside the image the values count as 0: the four numbers of `F.pad` say how many zeros to put left, right, above and below.
 #
 # A loop over all voxels would be slow. Take *one weight* and *all voxels* at once instead: a slice of the padded image is the whole image, shifted. Here with two weights of ½:
 
@@ -181,7 +181,7 @@ assert torch.allclose(by_slices, by_torch, atol=1e-6)
 assert torch.allclose(by_torch[2, 3], (tile[2, 2] + tile[2, 4]) / 2)    # the two neighbors
 
 # %% [markdown]
-# `F.conv2d` does it for batches; its kernel is `(channels out, channels in, 3, 3)`, and it adds up the channels that come in. It does not flip the kernel, as convolution does in mathematics. In such windows the local NCC of lesson 00 compares two images.
+# `F.conv2d` does it for batches; its kernel is `(channels out, channels in, 3, 3)`, and it adds up the channels that come in. Unlike convolution in mathematics, it does not flip the kernel. In such windows the local NCC of lesson 00 compares two images.
 #
 # ## 5 · A loop that fits three numbers
 #
@@ -237,7 +237,7 @@ show(
     curves({"with zero_grad": (range(60), losses), "without": (range(60), losses_rolling)},
            xlabel="step", ylabel="loss"),
     alt="With zero_grad the loss falls to 0.06, rises to 0.08 and falls to 0.06 again; without, it "
-    "falls and then rises to 0.3.",
+    "falls and then rises above 0.25.",
 )
 discs = {"with zero_grad": disc(found), "without": disc(rolled_on.detach())}
 show(
@@ -285,7 +285,9 @@ assert abs(lost[-1] - (1 - inside).mean()) < 1e-3                       # as wro
 # **A gradient that is not a number.** The slope of $\sqrt{s}$ at $s = 0$ is infinite. When the center lies exactly on a voxel, its gradient is NaN ("not a number"), and one step later the center too, while the loss still looks healthy. A tiny number under the root is the cure. Losses that become NaN or enormous are a common question: [voxelmorph#127](https://github.com/voxelmorph/voxelmorph/issues/127), [#594](https://github.com/voxelmorph/voxelmorph/issues/594).
 
 # %%
-gone, _ = fit(torch.tensor([20.0, 20.0, 10.0]), learning_rate=2, steps=60)
+corner = torch.tensor([20.0, 20.0, 10.0])
+assert not inside[0, 0][disc(corner) > 0.5].any()                       # no voxel is shared
+gone, _ = fit(corner, learning_rate=2, steps=60)
 print(f"from the corner: the largest value of the disc is {disc(gone).max():.3f}")
 assert disc(gone).max() < 0.01
 
@@ -318,8 +320,9 @@ assert loss.isfinite() and circle.grad[:2].isnan().all()
 # </details>
 
 # %%
+# `descend(loss, start, …)` is the loop of section 5, in the course's library, for any loss.
 ten_times = descend(lambda circle: 10 * mismatch(circle), start, steps=20, learning_rate=2)
-assert (ten_times - fit(start, 2, 20)[0]).abs().max() < 0.05            # voxels; descend: your loop
+assert (ten_times - fit(start, 2, 20)[0]).abs().max() < 0.05            # voxels
 
 # %% [markdown]
 # ## Take away

@@ -847,6 +847,11 @@ fit = Check(
             "Use torch.optim.Adam, whose steps do not depend on the size of the gradient.",
         ),
         Mistake(
+            _descent(optimizer=torch.optim.AdamW),
+            "this is AdamW, which also pulls every number a little towards 0.\n"
+            "Networks' weights may need that; a row has no reason to be 0. Use torch.optim.Adam.",
+        ),
+        Mistake(
             _descent(renew=True),
             "the optimizer is made anew in each step, so it forgets how far it went before.\n"
             "Make it once, before the loop.",

@@ -186,7 +186,10 @@ def descent_explorer(
 
 def _caption(start: float, ends: Sequence[tuple[float, int, float]]) -> str:
     """What the still picture shows, from the loss at the start and (rate, steps, loss) of each."""
-    reached = [f"{loss:.3f} after {steps} steps of {rate:.1f}" for rate, steps, loss in ends]
+    reached = [
+        f"{loss:.3f} after {steps} steps with a learning rate of {rate:.1f}"
+        for rate, steps, loss in ends
+    ]
     return (
         "Three settings of the descent explorer, each as path of the disc, loss, and difference of "
         f"disc and shape. The loss is {start:.3f} at the start; it is {', '.join(reached)}."
