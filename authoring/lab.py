@@ -109,7 +109,7 @@ def file_digest(content: bytes) -> str:
 
 
 def written(content: bytes) -> bytes:
-    """Return the kinds, sources and attachments of a notebook's cells; of other files everything."""
+    """Return a notebook's cells as kinds, sources, attachments; of other files everything."""
     try:
         cells = json.loads(content)["cells"]
         parts = [(cell["cell_type"], cell["source"], cell.get("attachments")) for cell in cells]

@@ -1,5 +1,7 @@
 """Exercise 01: right answers written other ways pass, wrong ones are named."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -32,11 +34,15 @@ def standardize_by_numpy(images):
 
 def standardize_with_a_guard(images):
     centered = images - images.mean((1, 2, 3), keepdim=True)
-    return centered / (centered.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-6)
+    return centered / (centered.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-5)
 
 
 def standardize_by_layer_norm(images):
-    return F.layer_norm(images, images.shape[1:], eps=0)
+    return F.layer_norm(images, images.shape[1:])
+
+
+def standardize_by_group_norm(images):
+    return F.group_norm(images, 1)
 
 
 def correlate_by_conv(images, kernel):
@@ -93,6 +99,25 @@ def correlate_by_voxels(images, kernel):
     for b, c, i, j in np.ndindex(*images.shape):
         result[b, c, i, j] = (padded[b, c, i : i + 3, j : j + 3] * kernel).sum()
     return result
+
+
+def correlate_row_by_row_with_unfold(images, kernel):
+    """Few operations, and yet a loop over the rows."""
+    windows = F.pad(images, (1, 1, 1, 1)).unfold(3, 3, 1)
+    rows = [
+        torch.einsum("bcdwe,de->bcw", windows[:, :, i : i + 3], kernel)
+        for i in range(images.shape[2])
+    ]
+    return torch.stack(rows, 2)
+
+
+def correlate_column_by_column(images, kernel):
+    windows = F.pad(images, (1, 1, 1, 1)).unfold(2, 3, 1)
+    columns = [
+        torch.einsum("bched,de->bch", windows[:, :, :, j : j + 3], kernel)
+        for j in range(images.shape[3])
+    ]
+    return torch.stack(columns, 3)
 
 
 def correlate_by_rows(images, kernel):
@@ -229,6 +254,75 @@ def fit_keeping_a_view(target, start, learning_rate, steps):
     return best
 
 
+def fit_where(keep, first=None, lowest=float("inf")):
+    """The usual loop; ``keep(loss, lowest, before)`` says whether a circle is kept."""
+
+    def fit(target, start, learning_rate, steps):
+        circle = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([circle], lr=learning_rate)
+        best, least, before = first and start, lowest, float("inf")
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (draw(target.shape[2:], circle) - target).square().mean()
+            if keep(loss.item(), least, before):
+                best, least = circle.detach().clone(), loss.item()
+            before = loss.item()
+            loss.backward()
+            optimizer.step()
+        return best
+
+    return fit
+
+
+def lower(loss, lowest, before):
+    return loss < lowest
+
+
+def with_steps(change):
+    return lambda target, start, rate, steps: fit_where(lower)(target, start, rate, change(steps))
+
+
+def fit_that_stops_at_a_rise(target, start, learning_rate, steps):
+    circle = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([circle], lr=learning_rate)
+    previous, kept = float("inf"), None
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (draw(target.shape[2:], circle) - target).square().mean()
+        if loss.item() > previous:
+            return kept
+        previous, kept = loss.item(), circle.detach().clone()
+        loss.backward()
+        optimizer.step()
+    return kept
+
+
+def fit_with_the_loss_after_the_step(target, start, learning_rate, steps):
+    circle = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([circle], lr=learning_rate)
+    best, lowest = start, float("inf")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (draw(target.shape[2:], circle) - target).square().mean().backward()
+        optimizer.step()
+        loss = (draw(target.shape[2:], circle.detach()) - target).square().mean().item()
+        if loss < lowest:
+            best, lowest = circle.detach().clone(), loss
+    return best
+
+
+FIT_MISTAKES = {
+    "not with the lowest so far": fit_where(lambda loss, lowest, before: loss < before),
+    "one circle too many": with_steps(lambda steps: steps + 1),
+    "one circle too few": with_steps(lambda steps: steps - 1),
+    "the start is never considered": fit_with_the_loss_after_the_step,
+    "rises for the first time": fit_that_stops_at_a_rise,
+    "not 0.1 or 0.5": fit_where(lower, first=True, lowest=0.1),
+    "stays above a half": fit_where(lower, lowest=0.5),
+    "the highest loss": fit_where(lambda loss, lowest, before: loss > lowest, lowest=0),
+}
+
+
 RIGHT = {
     "trapped_loss": [
         lambda: [3, 3, 3.11],
@@ -240,6 +334,7 @@ RIGHT = {
         standardize_by_view,
         standardize_by_numpy,
         standardize_by_layer_norm,
+        standardize_by_group_norm,
         standardize_with_a_guard,
     ],
     "correlate": [
@@ -250,7 +345,14 @@ RIGHT = {
         correlate_by_shifts_inside,
     ],
     "soft_disc": [disc_by_meshgrid, disc_by_tanh],
-    "fit": [fit_with_sums, fit_by_autograd_grad, fit_by_three_leaves],
+    "fit": [
+        fit_with_sums,
+        fit_by_autograd_grad,
+        fit_by_three_leaves,
+        fit_where(lower),
+        fit_where(lower, first=True),
+        fit_where(lower, lowest=1.0),  # no mean of squares of numbers from 0 to 1 is larger
+    ],
     "learning_rate": [lambda: 0.006, lambda: 0.05, lambda: torch.tensor(0.1), lambda: 0.02],
 }
 WRONG = {
@@ -259,7 +361,13 @@ WRONG = {
         (lambda: ((3, 3), 28 / 9), "shape"),
         (lambda: 28 / 9, "type"),
     ],
-    "correlate": [(correlate_by_voxels, "law"), (correlate_by_rows, "law")],
+    "standardize": [(F.instance_norm, "mistake")],
+    "correlate": [
+        (correlate_by_voxels, "law"),
+        (correlate_by_rows, "law"),
+        (correlate_row_by_row_with_unfold, "law"),
+        (correlate_column_by_column, "law"),
+    ],
     "soft_disc": [
         (disc_with_hypot, "law"),
         (disc_by_exp, "law"),
@@ -270,6 +378,7 @@ WRONG = {
         (fit_on_start_itself, "in place"),
         (fit_keeping_a_view, "mistake"),
         (fit_clearing_too_late, "mistake"),
+        *((answer, "mistake") for answer in FIT_MISTAKES.values()),
     ],
     "learning_rate": [(lambda r=r: r, "goal") for r in (0.001, 0.003, 1, 2.0, 224)]
     + [(lambda: 0, "type"), (lambda: -0.01, "type")],
@@ -290,14 +399,43 @@ def test_a_view_of_the_best_is_told_what_a_view_is() -> None:
     assert "clone()" in checks.fit.judge(fit_keeping_a_view).text
 
 
-@pytest.mark.parametrize("make", checks.fit.inputs)
-def test_the_best_circle_is_best_by_far(make) -> None:
-    """Rounding must not choose another one, nor may the circle after the last step be better."""
+@pytest.mark.parametrize("words", FIT_MISTAKES)
+def test_each_way_to_miss_the_best_has_its_own_words(words: str) -> None:
+    assert words in checks.fit.judge(FIT_MISTAKES[words]).text
+
+
+def losses_of(make):
+    """The losses that a right answer computes."""
     target, start, learning_rate, steps = make()
-    losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps).losses
-    best, second = sorted(losses)[:2]
-    assert 0 < losses.index(best) < steps - 1
-    assert second > 1.05 * best
+    return fit_disc(target, start, learning_rate=learning_rate, steps=steps).losses[:-1]
+
+
+@pytest.mark.parametrize("make", checks.fit.inputs)
+def test_no_rounding_can_choose_another_circle(make) -> None:
+    losses = losses_of(make)
+    lowest, *others = sorted(losses)
+    assert all(other > 1.05 * lowest for other in others)
+    neighbors = itertools.pairwise(losses)
+    assert all(max(pair) > 1.01 * min(pair) for pair in neighbors), "clear rises and falls"
+
+
+def test_the_descents_are_what_their_names_say() -> None:
+    def best(losses):
+        return losses.index(min(losses))
+
+    assert {make.__name__ for make in checks.fit.inputs} == {
+        *("_one_step", "_too_slow", "_good_start", "_worse_later", "_better_later")
+    }
+    assert len(losses_of(checks._one_step)) == 1
+    slow = losses_of(checks._too_slow)
+    assert best(slow) == len(slow) - 1 and min(slow) > 0.52
+    assert best(losses_of(checks._good_start)) == 0
+    for make, minimum_is_first in ((checks._worse_later, True), (checks._better_later, False)):
+        losses = losses_of(make)
+        rise = next(i for i in range(1, len(losses)) if losses[i] > losses[i - 1])
+        assert any(losses[i] < losses[i - 1] for i in range(rise + 1, len(losses)))
+        assert (best(losses) == rise - 1) == minimum_is_first
+        assert 0 < best(losses) < len(losses) - 1
 
 
 def test_thresholds_are_clear_of_the_answers_on_both_sides() -> None:
@@ -310,3 +448,9 @@ def test_thresholds_are_clear_of_the_answers_on_both_sides() -> None:
     assert all(loss(rate) > 0.08 for rate in (0.001, 0.003, 1.0, 2.0))
     assert loss(1.0) == pytest.approx(0.53, abs=0.01), "as the message says"
     assert loss(2.0) == pytest.approx(0.47, abs=0.01), "as the message says"
+
+
+def test_the_goal_says_how_long_a_step_is() -> None:
+    """Whoever reads it knows whether the rate is too small or too large."""
+    assert "voxels in a step = 0.224" in checks.learning_rate.judge(lambda: 0.001).text
+    assert "voxels in a step = 224" in checks.learning_rate.judge(lambda: 1.0).text

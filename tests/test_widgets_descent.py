@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from io import BytesIO
 from typing import Any
 
@@ -237,7 +238,17 @@ class TestExplorer:
         ]
         assert loud == [False, False, True]
         assert len(playground.still()) < 120_000
-        assert "0.247 with a learning rate of 0.5" in playground.caption
+        # Readers without a slider see the rule of the lesson: rate times steps.
+        ends = re.findall(
+            r"(0\.\d+) after (\d+) steps with a learning rate of (\d+\.\d)", playground.caption
+        )
+        assert [(steps, rate) for _, steps, rate in ends] == [
+            ("60", "1.0"),
+            ("30", "2.0"),
+            ("60", "80.0"),
+        ]
+        first, second, lost = (float(loss) for loss, _, _ in ends)
+        assert first < 0.07 and second < 0.07 and lost > 0.5
 
     @pytest.mark.parametrize(
         ("change", "error"),

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercise 01 · Torch for images
 #
-# You write the idioms that every later lesson uses: axes, a filter, a soft mask, a descent. **Time**: about 40 minutes · **Points**: 12.
+# You write the idioms that every later lesson uses: axes, a filter, a soft mask, a descent. **Time**: about 60 minutes · **Points**: 12.
 #
-# Before this: lesson 01. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 01. Run every cell from top to bottom, the given ones too: later cells use them. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 import torch
@@ -18,14 +18,14 @@ from course_lib.plotting import curves, images, show
 
 course = setup()
 pair = brains.real_pair()
-brain, inside = pair.fixed, (pair.fixed_labels > 0).float()             # (1, 1, 224, 192) each
+template, inside = pair.fixed, (pair.fixed_labels > 0).float()          # (1, 1, 224, 192) each
 
 # %% [markdown]
 # ## Task 1 · A perfect prediction (predict)
 #
-# ●○○ · 4 minutes · 1 point
+# ●○○ · 5 minutes · 1 point
 #
-# A model predicts `predicted = [[1], [2], [4]]`, a tensor of shape (3, 1). The truth is `true = [1, 2, 4]`, of shape (3,): every prediction is right. What is the shape of `predicted - true`, and what is the loss, `(predicted - true).square().mean()`? Work it out before you run anything.
+# A model predicts `predicted = [[1.], [2.], [4.]]`, a tensor of shape (3, 1). The truth is `true = [1., 2., 4.]`, of shape (3,): every prediction is right. What is the shape of `predicted - true`, and what is the loss, `(predicted - true).square().mean()`? Work it out before you run anything.
 
 # %%
 def trapped_loss():
@@ -35,7 +35,7 @@ def trapped_loss():
         a tuple of three numbers, (rows, columns, loss); the loss to two decimals, or as a fraction
 
     Example:
-        with [[1], [2]] and [1, 2] it would be (2, 2, 0.5)
+        with [[1.], [2.]] and [1., 2.] it would be (2, 2, 0.5)
     """
     ### BEGIN SOLUTION
     # Each prediction meets each true value: differences 0, ±1, ±2, ±3 in a table of 3 × 3.
@@ -51,7 +51,7 @@ check.trapped_loss(trapped_loss)
 #
 # ●○○ · 6 minutes · 2 points
 #
-# Two scanners, two brightnesses. To compare images, each is brought to mean 0 and standard deviation 1 *by itself*, over all its channels and voxels. The function below was meant to do that, but its picture still shows which image was the dark one.
+# Two scanners, two brightnesses. To compare images, each is brought to mean 0 and standard deviation 1 *by itself*, over all its channels and voxels. The function below was meant to do that, but its picture still shows which image was the dark one. Find out why, and write it right in the cell that follows.
 
 # %%
 def standardize_with_a_bug(images):
@@ -101,14 +101,14 @@ show(
 assert (scaled.mean((1, 2, 3)).abs() < 1e-4).all()
 
 # %% [markdown]
-# Neither is the dark one any more; what still differs are the two heads. The bug was not in the formula but in the axes that it ran along. Both versions give the same shape, so only the numbers can tell.
+# Neither is the dark one any more; what still differs is that they show two people's heads. The bug was not in the formula but in the axes that it ran along. Both versions give the same shape, so only the numbers can tell.
 
 # %% [markdown]
 # ## Task 3 · A filter without a loop over the voxels
 #
-# ●●○ · 10 minutes · 3 points
+# ●●○ · 15 minutes · 3 points
 #
-# The slow definition again. Write the same with tensors, for batches and channels. Loops over the nine weights, the batch or the channels are fine; loops over rows, columns or voxels are not: the check counts operations. It also sends a gradient through.
+# Below is the convolution of the lesson as its slow definition, for one plane. Write the same with tensors, for batches and channels. Loops over the nine weights, the batch or the channels are fine; loops over rows, columns or voxels are not: the check sees whether a larger image takes more operations. It also asks for the gradients of `images` and of `kernel`.
 
 # %%
 def filter_by_loop(image, kernel):
@@ -153,8 +153,9 @@ check.correlate(correlate)
 
 # %%
 correlate = check.correlate.or_reference(correlate)
-across = torch.tensor([[0.0, 0, 0], [-0.5, 0, 0.5], [0, 0, 0]])
-by_columns, by_rows = correlate(brain, across), correlate(brain, across.T.contiguous())
+across = torch.tensor([[0, 0, 0], [-0.5, 0, 0.5], [0, 0, 0]])
+down = torch.tensor([[0, -0.5, 0], [0, 0, 0], [0, 0.5, 0]])
+by_columns, by_rows = correlate(template, across), correlate(template, down)
 show(
     images({"along columns j": by_columns, "along rows i": by_rows}, limits=(-0.3, 0.3)),
     alt="Two derivatives of the brain: one shows edges that run up and down, the other edges that "
@@ -165,16 +166,16 @@ print(f"along row 112: {left:.2f} over the left edge, {right:.2f} over the right
 assert left > 0.1 and right < -0.1
 
 # %% [markdown]
-# The kernel $(-\tfrac12, 0, \tfrac12)$ takes the difference of a voxel's two neighbors: white where the image gets brighter to the right, black where it gets darker. Turned by `.T` it does so down the rows. Had the kernel been flipped, white and black would be exchanged.
+# The kernel $(-\tfrac12, 0, \tfrac12)$ takes the difference of a voxel's two neighbors: white where the image gets brighter to the right, black where it gets darker. With its weights one below the other it does so down the rows. Had the kernel been flipped, white and black would be exchanged.
 
 # %% [markdown]
 # ## Task 4 · A mask that passes gradients on
 #
-# ●●○ · 7 minutes · 2 points
+# ●●○ · 15 minutes · 2 points
 #
 # $$\text{disc}(x) = \text{sigmoid}\left(\frac{\text{radius} - |x - \text{center}|}{2}\right)$$
 #
-# Draw a whole batch of soft discs at once. Let the distance be $\sqrt{\cdot + 10^{-6}}$ of the sum of squares, so that a center on a voxel does no harm.
+# The lesson's `disc` draws one circle, `(3,)`. Draw a whole batch of them at once, `(B, 3)`: broadcasting puts each disc into its own image if row, column and radius have the right axes. Let the distance be $\sqrt{\cdot + 10^{-6}}$ of the sum of squares, so that a center on a voxel does no harm.
 
 # %%
 def soft_disc(shape, circles):
@@ -182,7 +183,8 @@ def soft_disc(shape, circles):
 
     Args:
         shape: a tuple (H, W)
-        circles: float tensor (B, 3): row, column and radius of each disc, in voxels
+        circles: float tensor (B, 3), a line for each disc: its row, column and radius, in
+            voxels; so circles[:, 0] are the B rows
 
     Returns:
         tensor (B, 1, H, W)
@@ -212,23 +214,25 @@ def mismatch(circle):
 
 
 circle = torch.tensor([[100.0, 90, 60]], dtype=torch.float64, requires_grad=True)
-exact = torch.autograd.grad(mismatch(circle), circle)[0][0]
-with torch.no_grad():
-    steps = 0.01 * torch.eye(3, dtype=torch.float64)[:, None]           # (3, 1, 3): one number each
-    estimate = torch.stack([(mismatch(circle + s) - mismatch(circle - s)) / 0.02 for s in steps])
-for name, one, other in zip(("row", "column", "radius"), exact, estimate):
-    print(f"{name:7} gradient {one:+.4f}, finite difference {other:+.4f}")
-assert torch.allclose(exact, estimate.double(), atol=2e-5)
+mismatch(circle).backward()
+for k, name in enumerate(("row", "column", "radius")):
+    step = torch.zeros(1, 3)
+    step[0, k] = 0.01                                                   # one number, a little more
+    with torch.no_grad():
+        rise = mismatch(circle + step) - mismatch(circle - step)
+    gradient, estimate = circle.grad[0, k], rise / 0.02
+    print(f"{name:7} gradient {gradient:+.4f}, by two small steps {estimate:+.4f}")
+    assert abs(gradient - estimate) < 2e-5 and gradient < 0
 
 # %% [markdown]
-# All three are below 0: a larger row, column or radius lowers the loss, so the disc has to go down, to the right, and grow. The radius has by far the largest number, because on its whole circle every voxel asks for the same.
+# A gradient says how much the loss changes when a number changes a little; so change one a little, and see. (In float64: float32 rounds such small differences of a loss.) All three are below 0: a larger row, column or radius lowers the loss, so the disc has to go down, to the right, and grow. The radius has by far the largest number, because on its whole circle every voxel asks for the same.
 
 # %% [markdown]
 # ## Task 5 · The descent, and the best it found
 #
-# ●●● · 11 minutes · 3 points
+# ●●● · 15 minutes · 3 points
 #
-# With a large learning rate the last circle need not be the best one. Write the loop of the lesson, with the mean squared difference of `soft_disc` and `target` as the loss, so that it returns the circle with the lowest loss that it has computed.
+# With a large learning rate the last circle need not be the best one. Write the loop of the lesson, with the mean squared difference of `soft_disc` and `target` as the loss, so that it returns the circle with the lowest loss that it has computed. Before anything is computed the lowest loss is infinite, `float("inf")`. Adam wants a list, `[circle]`, and the circle must be a leaf.
 
 # %%
 def fit(target, start, learning_rate, steps):
@@ -238,7 +242,8 @@ def fit(target, start, learning_rate, steps):
         target: float tensor (1, 1, H, W), 1 inside the shape and 0 outside
         start: float tensor (1, 3): row, column, radius, in voxels; must stay as it is
         learning_rate: a number, for torch.optim.Adam
-        steps: how many; in each, the circle's loss is computed, then Adam moves the circle
+        steps: how many; in each, the circle's loss is computed, then Adam moves the circle (so
+            the circle after the last step is never looked at)
 
     Returns:
         tensor (1, 3), without gradient: the circle with the lowest loss that was computed
@@ -271,11 +276,11 @@ found = fit(inside, start, learning_rate=10, steps=12)
 last = descend(mismatch, start, steps=11, learning_rate=10)             # the last of those circles
 pictures = {"the best": found, "the last": last}
 show(
-    images({name: (soft_disc(inside.shape[2:], c) + brain) / 2 for name, c in pictures.items()}),
+    images({name: (soft_disc(inside.shape[2:], c) + template) / 2 for name, c in pictures.items()}),
     alt="The best disc nearly covers the brain; the last one is larger and hangs over its left side.",
 )
 print({name: f"loss {mismatch(c):.3f}" for name, c in pictures.items()})
-assert mismatch(found) < 0.08 < 0.1 < mismatch(last)
+assert mismatch(found) < 0.08 < 0.1 < mismatch(last), "run task 5's check and this cell again"
 
 # %% [markdown]
 # Twelve steps of 10 voxels: the disc was nearly right on the way, and Adam's momentum carried it on. It comes back if you give it more steps. Keep the best, or lower the learning rate towards the end: both are common.
@@ -283,7 +288,7 @@ assert mismatch(found) < 0.08 < 0.1 < mismatch(last)
 # %% [markdown]
 # ## Task 6 · Another unit (explore)
 #
-# ●○○ · 4 minutes · 1 point
+# ●○○ · 3 minutes · 1 point
 #
 # Now the three numbers are counted in *image heights*: the row 0.27 is 0.27 · 224 = 60 voxels. The loss sees the same disc; the learning rate does not mean the same any more. Find one with which 60 steps end **below a loss of 0.07**.
 
@@ -312,22 +317,28 @@ check.learning_rate(learning_rate)
 
 # %%
 learning_rate = check.learning_rate.or_reference(learning_rate)
-tried = {}
-for rate in (0.001, learning_rate(), 1.0):
+
+
+def losses_with(rate):
+    """The loss before each of 60 steps."""
     losses = []
 
-    def watched(circle, losses=losses):
-        losses.append(loss_in_heights(circle).item())
-        return loss_in_heights(circle)
+    def watched(circle):
+        loss = loss_in_heights(circle)
+        losses.append(loss.item())
+        return loss
 
     descend(watched, start / HEIGHT, steps=60, learning_rate=rate)
-    tried[f"{rate:.2g}"] = range(60), losses
+    return losses
+
+
+slow, good, wild = (losses_with(rate) for rate in (0.001, learning_rate(), 1.0))
+tried = {"0.001": slow, f"{learning_rate():.2g}": good, "1": wild}
 show(
-    curves(tried, xlabel="step", ylabel="loss"),
+    curves({name: (range(60), losses) for name, losses in tried.items()}, xlabel="step", ylabel="loss"),
     alt="With 0.001 the loss hardly falls, with the rate that was found it falls below 0.07, with 1 "
     "it jumps up and stays there.",
 )
-(_, slow), (_, good), (_, wild) = tried.values()
 assert slow[-1] > 0.3 and min(good) < 0.1 and wild[-1] > 0.5
 
 # %% [markdown]

@@ -109,6 +109,16 @@ def _by_uncentered(images: Tensor) -> Tensor:
     return _own_mean_only(images) / images.square().mean(EACH_IMAGE, keepdim=True).sqrt()
 
 
+def _by_absolute(images: Tensor) -> Tensor:
+    centered = _own_mean_only(images)
+    return centered / centered.abs().mean(EACH_IMAGE, keepdim=True)
+
+
+def _divided_first(images: Tensor, correction: int = 0) -> Tensor:
+    deviation = images.std(EACH_IMAGE, correction=correction, keepdim=True)
+    return images / deviation - images.mean(EACH_IMAGE, keepdim=True)
+
+
 def _to_unit_range(images: Tensor) -> Tensor:
     low, high = images.amin(EACH_IMAGE, keepdim=True), images.amax(EACH_IMAGE, keepdim=True)
     return (images - low) / (high - low)
@@ -119,9 +129,10 @@ def _one_image() -> tuple[Tensor]:
 
 
 def _bright_and_dark() -> tuple[Tensor]:
+    """So bright that the 1e-5 which ready-made normalizations add to the variance is nothing."""
     images = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
-    gain = torch.tensor([1.0, 0.3, 2.0]).view(3, 1, 1, 1)
-    return (gain * images + torch.tensor([0.0, 2.0, -1.0, 1.0, 0.5, 0.0]).view(3, 2, 1, 1),)
+    gain = torch.tensor([10.0, 3.0, 20.0]).view(3, 1, 1, 1)
+    return (gain * images + torch.tensor([0.0, 20.0, -10.0, 10.0, 5.0, 0.0]).view(3, 2, 1, 1),)
 
 
 standardize = Check(
@@ -129,6 +140,7 @@ standardize = Check(
     "standardize",
     _standardize,
     [_one_image, _bright_and_dark],
+    atol=1e-4,  # a small number under the root, or added to it, is no mistake
     mistakes=[
         Mistake(
             _along(0, 1, 2, 3),
@@ -198,6 +210,19 @@ standardize = Check(
             "this divides by the root of the *sum* of the squares.\nTake their mean.",
         ),
         Mistake(
+            _by_absolute,
+            "this divides by the mean of the absolute values.\n"
+            "The root comes after the mean: the root of the mean of the squares.",
+        ),
+        *(
+            Mistake(
+                partial(_divided_first, correction=correction),
+                "the mean is subtracted from what was divided before, so they do not fit.\n"
+                "Subtract the mean first; divide what is left.",
+            )
+            for correction in (0, 1)
+        ),
+        Mistake(
             _by_uncentered,
             "the squares are those of the image as it came.\n"
             "Square what is left after the mean was subtracted.",
@@ -211,7 +236,7 @@ standardize = Check(
     hints=[
         "Which axes belong to one image of (B, C, H, W)? All but the first.",
         "images.mean((1, 2, 3), keepdim=True) has shape (B, 1, 1, 1): it meets axis 0 when it is "
-        "subtracted.",
+        "subtracted. Without keepdim it would be (B,), and meet the columns.",
     ],
 )
 
@@ -253,11 +278,32 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _few_operations(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Fewer than the 1440 voxels: a loop over weights, items and channels takes some 250."""
+def _operations(answer: Callable[[Tensor, Tensor], Tensor], *shape: int) -> int:
     with _Operations() as operations:
-        answer(torch.ones(2, 1, 24, 30), torch.ones(3, 3))
-    return operations.count < 600
+        answer(torch.ones(shape), torch.ones(3, 3))
+    return operations.count
+
+
+def _operations_do_not_grow(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Loops over weights, items and channels take as many for an image of any size."""
+    return _operations(answer, 2, 1, 5, 6) == _operations(answer, 2, 1, 9, 11)
+
+
+def _only_inside(images: Tensor, kernel: Tensor) -> Tensor:
+    """The border is left at 0, where the window does not fit into the image."""
+    return F.pad(_correlate(images, kernel)[..., 1:-1, 1:-1], (1, 1, 1, 1))
+
+
+def _written_back(images: Tensor, kernel: Tensor) -> Tensor:
+    """Each product spoils the padded image for the weights that follow."""
+    height, width = images.shape[2:]
+    padded, result = F.pad(images, (1, 1, 1, 1)), torch.zeros_like(images)
+    for di in range(3):
+        for dj in range(3):
+            piece = padded[:, :, di : di + height, dj : dj + width]
+            piece *= kernel[di, dj]
+            result += piece
+    return result
 
 
 correlate = Check(
@@ -317,6 +363,17 @@ correlate = Check(
             "Pad the image with one voxel of zeros on all sides first.",
         ),
         Mistake(
+            _only_inside,
+            "the voxels at the border are 0: the window was put only where it fits.\n"
+            "Pad the image with zeros, and every voxel has its nine neighbors.",
+        ),
+        Mistake(
+            _written_back,
+            "each product is written into the padded image, and the next weight meets it there.\n"
+            "Likely cause: `piece *= weight` on a slice, which is a view. Write\n"
+            "`piece = piece * weight`, which makes a new tensor.",
+        ),
+        Mistake(
             lambda images, kernel: F.conv2d(F.pad(images, (0, 2, 0, 2)), _for_each(images, kernel)),
             "right numbers, one voxel too far up and to the left.\n"
             "The middle of the kernel belongs to the voxel itself: pad one voxel on *each* side.",
@@ -356,17 +413,21 @@ correlate = Check(
     ],
     laws=[
         Law(
-            _few_operations,
-            "right, but with a loop inside: 600 operations or more for 1440 voxels.\n"
+            _operations_do_not_grow,
+            "right, but a larger image takes more operations: there is a loop over rows, columns\n"
+            "or voxels inside.\n"
             "Loop over the nine weights: kernel[di, dj] times the whole image, shifted.",
         )
     ],
     gradient=True,
     hints=[
-        "F.pad(images, (1, 1, 1, 1)) puts zeros around the last two axes.",
+        "F.pad(images, (1, 1, 1, 1)) puts zeros around the last two axes; without it the nine "
+        "shifted images would not have the size of the result.",
         "padded[:, :, di : di + height, dj : dj + width] is the whole image, shifted: it meets "
         "the weight kernel[di, dj].",
         "Add up nine products of a weight and a shifted image.",
+        "Or with F.conv2d: it adds up channels, so make each channel an image of its own, "
+        "images.reshape(B * C, 1, H, W); the kernel is kernel[None, None], (1, 1, 3, 3).",
     ],
 )
 
@@ -398,6 +459,14 @@ def _steps_apart(shape: tuple[int, int], circles: Tensor) -> Tensor:
     rows, columns = torch.arange(shape[0]).view(-1, 1), torch.arange(shape[1])
     row, column = (circles[:, k].view(-1, 1, 1, 1) for k in range(2))
     return (rows - row).abs() + (columns - column).abs()
+
+
+def _drawn_up_to(ends: tuple[int, int], shape: tuple[int, int], circles: Tensor) -> Tensor:
+    """The right disc, but rows and columns run from 0 to these ends, not to H − 1 and W − 1."""
+    rows, columns = (torch.linspace(0, end, n) for end, n in zip(ends, shape, strict=True))
+    row, column, radius = (circles[:, k].view(-1, 1, 1, 1) for k in range(3))
+    squared = (rows.view(-1, 1) - row).square() + (columns - column).square()
+    return torch.sigmoid((radius - (squared + 1e-6).sqrt()) / 2)
 
 
 def _radius(circles: Tensor) -> Tensor:
@@ -494,6 +563,31 @@ soft_disc = Check(
             "view(-1, 1, 1, 1) gives each number four axes, and everything keeps them.",
         ),
         Mistake(
+            lambda shape, circles: draw_disc(shape, circles * torch.tensor([1.0, 1.0, 0.5])),
+            "each disc has half its radius.\n"
+            "The third number is the radius, not the diameter; all of radius − distance is halved.",
+        ),
+        Mistake(
+            lambda shape, circles: torch.tanh((_radius(circles) - _distance(shape, circles)) / 2),
+            "these values go from −1 to 1, and are 0 on the circle: that is tanh.\n"
+            "The sigmoid goes from 0 to 1.",
+        ),
+        Mistake(
+            lambda shape, circles: _drawn_up_to(shape, shape, circles),
+            "the voxels are too far apart: linspace(0, n, n) ends at n.\n"
+            "The last of n voxels is number n − 1: torch.arange(n).",
+        ),
+        Mistake(
+            lambda shape, circles: _drawn_up_to((1, 1), shape, circles),
+            "the voxels are counted from 0 to 1, but the circles are in voxels.\n"
+            "Use torch.arange(n): 0, 1, 2, …",
+        ),
+        Mistake(
+            lambda shape, circles: draw_disc(shape, circles + torch.tensor([-0.5, -0.5, 0.0])),
+            "each disc is half a voxel too far up and to the left.\n"
+            "Voxel i lies at i, not at i + ½: no half voxel is added here.",
+        ),
+        Mistake(
             lambda shape, circles: draw_disc(shape, circles + torch.tensor([-1.0, -1.0, 0.0])),
             "each disc is one voxel too far up and to the left.\n"
             "Voxels are counted from 0: torch.arange(n), not 1 to n.",
@@ -508,9 +602,9 @@ soft_disc = Check(
         ),
         Law(
             _finite_far_away,
-            "right on small images; on an image of shape (4, 310), with its center near index\n"
-            "(2, 3), the gradient of circles has values that are not a number (NaN) or infinite.\n"
-            "Likely cause: far from the center, exp() of a large number is infinite in float32.\n"
+            "right on small images, but its gradient is not a number (NaN) far from the disc,\n"
+            "on an image of 310 columns.\n"
+            "Likely cause: exp() of a large number is infinite in float32.\n"
             "torch.sigmoid computes 1 / (1 + exp(−x)) without that.",
         ),
     ],
@@ -520,44 +614,101 @@ soft_disc = Check(
         "columns, (W,). Together they make (H, W).",
         "circles[:, 0].view(-1, 1, 1, 1) is the row of each disc's center, (B, 1, 1, 1): minus it, "
         "the rows become (B, 1, H, 1).",
+        "`row, column, radius = circles` would take three circles apart, not three numbers. "
+        "Slice the numbers: circles[:, 0], circles[:, 1], circles[:, 2], each (B,).",
     ],
 )
 
 
 # --- the descent ---------------------------------------------------------------------------------
 
-
-def _fit(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
-    """The best of the circles before each step."""
-    circles, losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps)
-    best = losses.index(min(losses[:-1]))
-    return circles[best : best + 1]
+Fit = Callable[[Tensor, Tensor, float, int], Tensor | None]
 
 
-def _last(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
-    return fit_disc(target, start, learning_rate=learning_rate, steps=steps).circles[-1:]
+def _picked(choose: Callable[[list[float]], int | None]) -> Fit:
+    """A descent that returns one of its circles, chosen by the losses of all of them.
+
+    There is a loss more than steps: the last one is that of the circle after the last step, which
+    a right answer never computes.
+    """
+
+    def fit(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor | None:
+        circles, losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps)
+        chosen = choose(losses)
+        return None if chosen is None else circles[chosen : chosen + 1]
+
+    return fit
 
 
-def _last_before(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
-    return _last(target, start, learning_rate, steps - 1)
+def _lowest(losses: list[float]) -> int:
+    return losses.index(min(losses))
 
 
-def _one_step_later(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
-    circles, losses = fit_disc(target, start, learning_rate=learning_rate, steps=steps)
-    best = losses.index(min(losses[:-1])) + 1
-    return circles[best : best + 1]
+def _best(losses: list[float]) -> int:
+    """The lowest of those that were computed before a step."""
+    return _lowest(losses[:-1])
 
 
-def _descend_by(
-    optimizer: type[torch.optim.Optimizer],
+def _best_but_for_the_last(losses: list[float]) -> int | None:
+    """One step too few; nothing where that leaves no step."""
+    return _lowest(losses[:-2]) if len(losses) > 2 else None
+
+
+def _until_it_rises(losses: list[float]) -> int:
+    computed = losses[:-1]
+    rises = (i for i in range(1, len(computed)) if computed[i] >= computed[i - 1])
+    return next(rises, len(computed)) - 1
+
+
+def _latest_that_fell(losses: list[float]) -> int:
+    return max(i for i in range(len(losses) - 1) if i == 0 or losses[i] < losses[i - 1])
+
+
+def _highest(losses: list[float]) -> int:
+    return losses.index(max(losses[:-1]))
+
+
+def _below_half(losses: list[float]) -> int | None:
+    """A lowest loss that begins at 0.5 or less, and no circle yet."""
+    return _best(losses) if min(losses[:-1]) < 0.5 else None
+
+
+def _mismatch(circle: Tensor, target: Tensor) -> Tensor:
+    return mse(draw_disc(target.shape[2:], circle), target)
+
+
+def _absolute(circle: Tensor, target: Tensor) -> Tensor:
+    return (draw_disc(target.shape[2:], circle) - target).abs().mean()
+
+
+def _one_voxel(circle: Tensor, target: Tensor) -> Tensor:
+    """``soft_disc(target.shape, …)`` reads B and C as H and W; one number meets all voxels."""
+    top_left = draw_disc((2, 2), circle)[..., :1, :1]  # (1, 1, 1, 1): row 0, column 0
+    return (top_left - target).square().mean()
+
+
+def _of_the_brain(circle: Tensor, target: Tensor) -> Tensor:
+    return _mismatch(circle, _brain_mask())
+
+
+@lru_cache(maxsize=1)
+def _brain_mask() -> Tensor:
+    """The notebook's ``inside``: 1 in the brain."""
+    labels = brains.real_pair().fixed_labels
+    assert labels is not None  # real_pair always has labels
+    return (labels > 0).float()
+
+
+def _descent(
+    loss_of: Callable[[Tensor, Tensor], Tensor] = _mismatch,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
     *,
     forget: bool = True,
     renew: bool = False,
-    sign: int = 1,
-) -> Callable[[Tensor, Tensor, float, int], Tensor]:
+) -> Fit:
     """The right loop with one thing changed."""
 
-    def loop(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
+    def fit(target: Tensor, start: Tensor, learning_rate: float, steps: int) -> Tensor:
         circle = start.clone().requires_grad_()
         mover = optimizer([circle], lr=learning_rate)  # type: ignore[call-arg]
         best, lowest = start, float("inf")
@@ -565,80 +716,172 @@ def _descend_by(
             mover = optimizer([circle], lr=learning_rate) if renew else mover  # type: ignore[call-arg]
             if forget:
                 mover.zero_grad()
-            loss = sign * mse(draw_disc(target.shape[2:], circle), target)
+            loss = loss_of(circle, target)
             if loss.item() < lowest:
                 best, lowest = circle.detach().clone(), loss.item()
             loss.backward()
             mover.step()
         return best
 
-    return loop
+    return fit
 
 
 def _disc_in(height: int, width: int, *circle: float) -> Tensor:
     return (draw_disc((height, width), torch.tensor([circle])) > 0.5).float()
 
 
-def _fast() -> tuple[Tensor, Tensor, float, int]:
-    return _disc_in(30, 36, 15.0, 19.0, 7.0), torch.tensor([[20.3, 26.4, 5.0]]), 1.5, 9
+def _too_slow() -> tuple[Tensor, Tensor, float, int]:
+    """Every step is better than the one before, and no loss is below 0.5."""
+    return _disc_in(12, 16, 6.0, 8.0, 8.0), torch.tensor([[5.2, 6.7, 1.0]]), 0.4, 4
 
 
-def _slow() -> tuple[Tensor, Tensor, float, int]:
-    return _disc_in(32, 24, 12.0, 14.0, 7.0), torch.tensor([[19.6, 9.3, 10.0]]), 2.0, 7
+def _one_step() -> tuple[Tensor, Tensor, float, int]:
+    """One loss, that of the start."""
+    target, start, learning_rate, _ = _too_slow()
+    return target, start, learning_rate, 1
+
+
+def _good_start() -> tuple[Tensor, Tensor, float, int]:
+    """Nothing is as good as the start."""
+    return _disc_in(16, 20, 8.0, 10.0, 5.0), torch.tensor([[8.2, 9.7, 5.2]]), 4.0, 3
+
+
+def _better_later() -> tuple[Tensor, Tensor, float, int]:
+    """The loss falls, rises, and falls again to its lowest."""
+    return _disc_in(18, 22, 9.0, 11.0, 6.0), torch.tensor([[9.3, 10.8, 10.0]]), 4.0, 11
+
+
+def _worse_later() -> tuple[Tensor, Tensor, float, int]:
+    """The loss falls to its lowest, rises, and falls again, not as far."""
+    return _disc_in(18, 22, 9.0, 11.0, 6.0), torch.tensor([[12.4, 7.6, 4.0]]), 2.0, 6
 
 
 def _carries_no_gradient(answer: Callable[..., Tensor]) -> bool:
-    return not answer(*_fast()).requires_grad
+    return not answer(*_worse_later()).requires_grad
 
+
+_KEEP_BEFORE_STEP = (
+    "The loss belongs to the circle before step(): keep it before the optimizer moves it."
+)
+_ONE_TOO_FEW = (
+    "one circle too few: the last loss is not compared.\n"
+    "With steps=4 there are four losses, that of the start among them: range(steps)."
+)
+_LOW_FROM_THE_START = (
+    "where the loss stays above a half, this keeps no circle of the descent.\n"
+    'The lowest loss so far has to begin above every loss: float("inf"), not 0.1 or 0.5.'
+)
 
 fit = Check(
     SLUG,
     "fit",
-    _fit,
-    [_fast, _slow],
+    _picked(_best),
+    [_one_step, _too_slow, _good_start, _worse_later, _better_later],
     atol=1e-4,
     mistakes=[
         Mistake(
-            _last,
+            _picked(lambda losses: len(losses) - 1),
             "this is the last circle, not the best one.\n"
             "If you kept the best: detach() shows the memory that step() then changes, so keep a\n"
             "copy, circle.detach().clone().",
         ),
         Mistake(
-            _last_before,
+            _picked(lambda losses: len(losses) - 2),
             "this is the last circle whose loss was computed, not the best one.\n"
-            "Compare each loss with the lowest so far, and keep the circle only if it is lower.",
+            "Compare each loss with the lowest so far; where it is lower, keep the circle *and*\n"
+            "the loss.",
         ),
         Mistake(
-            _one_step_later,
-            "this is the circle one step after the best one.\n"
-            "The loss belongs to the circle before step(): keep it before the optimizer moves it.",
+            _picked(lambda losses: _best(losses) + 1),
+            f"this is the circle one step after the best one.\n{_KEEP_BEFORE_STEP}",
         ),
         Mistake(
-            lambda target, start, learning_rate, steps: start.clone(),
+            _picked(lambda losses: 1 + _lowest(losses[1:])),
+            "the start is never considered, and the circle after the last step is.\n"
+            "Compute the loss once in each step, before step(), and compare it there.",
+        ),
+        Mistake(
+            _picked(_lowest),
+            "one circle too many: the one after the last step is compared too.\n"
+            "With steps=1 only the start's loss is computed: range(steps), and no loss after it.",
+        ),
+        Mistake(_picked(_best_but_for_the_last), _ONE_TOO_FEW),
+        Mistake(_picked(lambda losses: _best_but_for_the_last(losses) or 0), _ONE_TOO_FEW),
+        Mistake(
+            _picked(_until_it_rises),
+            "this stops where the loss rises for the first time.\n"
+            "Later it may fall again, and lower: go through all the steps.",
+        ),
+        Mistake(
+            _picked(_latest_that_fell),
+            "each loss is compared with the one before it, not with the lowest so far.\n"
+            "Change the lowest loss only where you keep the circle.",
+        ),
+        Mistake(
+            _picked(_highest),
+            "this is the circle with the highest loss.\n"
+            'The best has the lowest: begin with float("inf"), and keep where the loss is lower.',
+        ),
+        Mistake(_picked(_below_half), _LOW_FROM_THE_START),
+        Mistake(_picked(lambda losses: _below_half(losses) or 0), _LOW_FROM_THE_START),
+        Mistake(
+            _picked(lambda losses: 0),
             "this is the start: no later circle was kept.\n"
-            "Does `return` stand after the loop, not in it? Is the order zero_grad(), backward(),\n"
-            "step()? Is a circle kept whenever its loss is *lower* than the lowest so far?",
+            "Does `return` stand after the loop, not in it? Are zero_grad(), backward() and\n"
+            "step() there, in this order? Is a circle kept whenever its loss is *lower* than the\n"
+            "lowest so far?",
         ),
         Mistake(
-            lambda *arguments: _descend_by(torch.optim.Adam, forget=False)(*arguments),
+            _descent(forget=False),
             "the gradients of all steps are added up.\n"
             "backward() adds to .grad: call optimizer.zero_grad() in each step, before backward().",
         ),
         Mistake(
-            lambda *arguments: _descend_by(torch.optim.Adam, sign=-1)(*arguments),
+            _descent(lambda circle, target: -_mismatch(circle, target)),
             "this goes uphill: the loss has the wrong sign.\n"
             "A mean squared difference is small where the images agree: minimize it as it is.",
         ),
         Mistake(
-            lambda *arguments: _descend_by(torch.optim.SGD)(*arguments),
+            _descent(optimizer=torch.optim.SGD),
             "this is plain gradient descent: the circle has hardly moved.\n"
             "Use torch.optim.Adam, whose steps do not depend on the size of the gradient.",
         ),
         Mistake(
-            lambda *arguments: _descend_by(torch.optim.Adam, renew=True)(*arguments),
+            _descent(optimizer=torch.optim.AdamW),
+            "this is AdamW, which also pulls every number a little towards 0.\n"
+            "Networks' weights may need that; a row has no reason to be 0. Use torch.optim.Adam.",
+        ),
+        Mistake(
+            _descent(renew=True),
             "the optimizer is made anew in each step, so it forgets how far it went before.\n"
             "Make it once, before the loop.",
+        ),
+        Mistake(
+            _descent(_absolute),
+            "the loss is the mean of the absolute differences.\n"
+            "Asked is the mean of their squares: square() in place of abs().",
+        ),
+        Mistake(
+            _descent(_one_voxel),
+            "the disc is one single number, and broadcasting compares it with every voxel.\n"
+            "target.shape is (1, 1, H, W); soft_disc reads its first two numbers as H and W.\n"
+            "Give it target.shape[2:].",
+        ),
+        Mistake(
+            _descent(_of_the_brain),
+            "this fits the brain of the notebook, whatever the target is.\n"
+            "Use target, the function's argument, and not the global `inside`.",
+        ),
+        Mistake(
+            lambda target, start, learning_rate, steps: _picked(_best)(target, start, 2.0, steps),
+            "the learning rate is 2 here, whatever was asked for.\n"
+            "Use the argument: lr=learning_rate.",
+        ),
+        Mistake(
+            lambda target, start, learning_rate, steps: _picked(_best)(
+                target, start, learning_rate, 60
+            ),
+            "this takes 60 steps, however many were asked for.\nUse the argument: range(steps).",
         ),
     ],
     laws=[
@@ -650,10 +893,12 @@ fit = Check(
         )
     ],
     hints=[
-        "Before the loop: circle = start.clone().requires_grad_(), the optimizer, and a lowest "
-        "loss of infinity.",
+        "Before the loop: circle = start.clone().requires_grad_(), the optimizer (it takes a list, "
+        "[circle]), and a lowest loss of infinity.",
         "In the loop, in this order: zero_grad, loss, compare and keep, backward, step.",
         "Keep a copy, circle.detach().clone(): step() changes the circle in place.",
+        "All of that is there, and the numbers still differ? Then look at soft_disc: run the cell "
+        "under its check, which goes on with the course's one if yours is not right yet.",
     ],
 )
 
@@ -665,10 +910,11 @@ _STEPS, _LOW = 60, 0.07
 
 @lru_cache(maxsize=16)
 def _loss_in_heights(learning_rate: float) -> dict[str, float]:
-    """Where the lesson's descent ends if row, column and radius are counted in image heights."""
-    labels = brains.real_pair().fixed_labels
-    assert labels is not None  # real_pair always has labels
-    inside = (labels > 0).float()
+    """Where the lesson's descent ends if row, column and radius are counted in image heights.
+
+    Also how far a step goes, in voxels: whoever reads it knows whether the rate is too small.
+    """
+    inside = _brain_mask()
     shape, height = inside.shape[2:], inside.shape[2]
 
     def loss(circle: Tensor) -> Tensor:
@@ -676,7 +922,10 @@ def _loss_in_heights(learning_rate: float) -> dict[str, float]:
 
     start = torch.tensor([[60.0, 60.0, 20.0]]) / height
     end = descend(loss, start, steps=_STEPS, learning_rate=learning_rate)
-    return {f"loss after {_STEPS} steps": loss(end).item()}
+    return {
+        f"loss after {_STEPS} steps": loss(end).item(),
+        "voxels in a step": height * learning_rate,
+    }
 
 
 def _rate(setting: object) -> str | None:
@@ -692,7 +941,8 @@ learning_rate = Goal(
     lambda rate: _loss_in_heights(float(rate)),
     lambda measured: next(iter(measured.values())) < _LOW,
     f"a loss below {_LOW} after {_STEPS} steps. It is 0.44 at the start; a disc that is gone for "
-    "good has 0.53 (larger than the image) or 0.47 (vanished).",
+    "good has 0.53 (larger than the image) or 0.47 (vanished).\n"
+    "The radius has 60 voxels to go, in 60 steps; the image is 224 high and 192 wide.",
     reference=lambda: 2 / 224,
     valid=_rate,
     hints=[

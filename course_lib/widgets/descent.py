@@ -1,7 +1,7 @@
 """A descent to play with: a disc of three numbers finds a shape, or gets lost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -173,8 +173,10 @@ def descent_explorer(
     def render(learning_rate: float, steps: float) -> bytes:
         return png(draw(page, learning_rate, steps))
 
-    settings = [(rate, float(MOST_STEPS)) for rate in (0.5, 2.0, 80.0)]
-    caption = _caption({rate: descent(rate).losses for rate, _ in settings})
+    # Twice the rate in half the steps; and one that is too large.
+    settings = [(1.0, MOST_STEPS), (2.0, MOST_STEPS // 2), (80.0, MOST_STEPS)]
+    ends = [(rate, steps, descent(rate).losses[steps]) for rate, steps in settings]
+    caption = _caption(descent(1.0).losses[0], ends)
     sliders = {
         "learning_rate": slider("learning rate", 0.5, 0.5, 100.0, 0.5),
         "steps": slider("steps", float(MOST_STEPS), 0.0, float(MOST_STEPS), 1.0),
@@ -182,14 +184,15 @@ def descent_explorer(
     return make_playground(render, sliders, partial(film_strip, draw, page, settings), caption)
 
 
-def _caption(losses: Mapping[float, Sequence[float]]) -> str:
-    """What the still picture shows, from the losses by learning rate."""
-    ends = [f"{walk[-1]:.3f} with a learning rate of {rate:.1f}" for rate, walk in losses.items()]
-    start = next(iter(losses.values()))[0]
+def _caption(start: float, ends: Sequence[tuple[float, int, float]]) -> str:
+    """What the still picture shows, from the loss at the start and (rate, steps, loss) of each."""
+    reached = [
+        f"{loss:.3f} after {steps} steps with a learning rate of {rate:.1f}"
+        for rate, steps, loss in ends
+    ]
     return (
         "Three settings of the descent explorer, each as path of the disc, loss, and difference of "
-        f"disc and shape. The loss is {start:.3f} at the start; after {MOST_STEPS} steps it is "
-        f"{', '.join(ends)}."
+        f"disc and shape. The loss is {start:.3f} at the start; it is {', '.join(reached)}."
     )
 
 
