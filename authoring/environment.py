@@ -55,7 +55,12 @@ from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-LEVELS = ("lab", "dev")  # extras of pyproject.toml; each one holds what the one before it holds
+# Extras of pyproject.toml; each one holds what the one before it holds.
+LEVELS = ("lab", "dev", "bench")
+MAKES = {"lab": "make lab", "dev": "make test", "bench": "make bench"}
+# ANTs asks for older NumPy and SciPy than the course is tested with, and works with these: pip may
+# not resolve what it asks for. What else it needs stands in the extra.
+UNRESOLVED = {"bench": ("antspyx==0.6.3",)}
 PROGRESS_EVERY = {True: 0.2, False: 15.0}  # seconds, on a terminal and elsewhere
 
 # The first cause with a sign in pip's log is named. The order matters: pip reports a certificate
@@ -173,7 +178,7 @@ def prepare(
 
     Args:
         root: The course's folder.
-        level: ``"lab"`` or ``"dev"``. An environment that was ``dev`` before stays so.
+        level: One of ``LEVELS``. An environment that had a higher one before keeps it.
         torch_index: An index to look for PyTorch in, besides the usual one.
         pip: The command to use as pip; by default the environment's own.
 
@@ -191,6 +196,7 @@ def prepare(
     stamp_path(root).unlink(missing_ok=True)
     remove_half_installed(root)
     install(root, level, torch_index, pip or [str(venv_python(root)), "-m", "pip"])
+    install_unresolved(root, level, pip or [str(venv_python(root)), "-m", "pip"])
     write_stamp(root, level)
     say(f"The set-up is done, after {time.monotonic() - started:.0f} s.")
 
@@ -255,11 +261,32 @@ def install(root: Path, level: str, torch_index: str, pip: Sequence[str]) -> Non
     Raises:
         Trouble: If pip fails; the sentence names the cause where its log gives it away.
     """
-    say(f"Installing what `make {'lab' if level == 'lab' else 'test'}` needs; a few minutes.")
+    say(f"Installing what `{MAKES[level]}` needs; a few minutes.")
     command = [*pip, "install", "--no-input", "--progress-bar", "off", "--editable", f".[{level}]"]
     command += ["--constraint", "constraints.txt"]
     if torch_index:
         command += ["--extra-index-url", torch_index]
+    run_pip(command, root)
+
+
+def install_unresolved(root: Path, level: str, pip: Sequence[str]) -> None:
+    """Install what ``level`` needs beside its extra, and nothing of what that asks for.
+
+    Raises:
+        Trouble: If pip fails.
+    """
+    packages = UNRESOLVED.get(level, ())
+    if packages:
+        options = ["--no-input", "--progress-bar", "off", "--no-deps"]
+        run_pip([*pip, "install", *options, *packages], root)
+
+
+def run_pip(command: Sequence[str], root: Path) -> None:
+    """Run pip, with its output in ``.venv/setup.log``.
+
+    Raises:
+        Trouble: If it fails; the sentence names the cause where its log gives it away.
+    """
     log = root / ".venv" / "setup.log"
     code = run_with_progress(command, root, log)
     if code != 0:
