@@ -8,7 +8,7 @@ neutral value, magenta for folds.
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from IPython.display import display
@@ -22,7 +22,13 @@ from torch import Tensor
 
 from course_lib.drawing import FOLD_RGB
 from course_lib.spatial import identity_grid, jacobian_determinant
-from course_lib.validation import require_displacement, require_image
+from course_lib.validation import (
+    require_displacement,
+    require_image,
+    require_number,
+    require_same,
+    require_whole,
+)
 
 _FOLD_COLOR = tuple(value / 255 for value in FOLD_RGB)
 _GRID_COLOR = "#56b4e9"
@@ -37,7 +43,14 @@ def show(figure: Figure, alt: str) -> None:
     Args:
         figure: what to show.
         alt: what the picture shows, for screen readers and text-only terminals.
+
+    Raises:
+        TypeError, ValueError: if that is no Matplotlib figure, or the sentence is missing.
     """
+    if not isinstance(figure, Figure):
+        raise TypeError(f"figure: expected a Matplotlib figure, got {type(figure).__name__}")
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"alt: expected a sentence that says what is seen, got {alt!r}")
     display(Still(_png(figure), alt))
 
 
@@ -70,10 +83,16 @@ def images(pictures: Mapping[str, Tensor], *, limits: tuple[float, float] = (0, 
     Args:
         pictures: ``{title: (B, C, H, W)}``; the first channel is drawn.
         limits: the intensities of black and white.
+
+    Raises:
+        TypeError, ValueError: on no pictures, what is no 2D image, or limits that are no two
+            different numbers.
     """
-    figure, axes = _panels(pictures)
-    for ax, image in zip(axes, pictures.values(), strict=True):
-        drawn = ax.imshow(_plane(image), cmap="gray", vmin=limits[0], vmax=limits[1])
+    planes = {name: _plane(f"pictures[{name!r}]", x) for name, x in _named("pictures", pictures)}
+    black, white = _require_limits(limits)
+    figure, axes = _panels(list(planes))
+    for ax, plane in zip(axes, planes.values(), strict=True):
+        drawn = ax.imshow(plane, cmap="gray", vmin=black, vmax=white)
     figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
     return figure
 
@@ -87,14 +106,20 @@ def comparison(warped: Mapping[str, Tensor], fixed: Tensor) -> Figure:
     Args:
         warped: ``{name: (1, 1, H, W)}``.
         fixed: ``(1, 1, H, W)``.
+
+    Raises:
+        TypeError, ValueError: on no results, or images that are not 2D and of one shape.
     """
-    rows = len(warped)
+    named = _named("warped", warped)
+    for name, image in named:
+        _require_planes(f"warped[{name!r}]", image, "fixed", fixed)
+    rows = len(named)
     figure = Figure(figsize=(0.85 * _PANEL * 3 + 1, _PANEL * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    for row, (name, image) in zip(axes, warped.items(), strict=True):
+    for row, (name, image) in zip(axes, named, strict=True):
         row[0].imshow(overlay(image, fixed))
         row[1].imshow(checkerboard(image, fixed), cmap="gray", vmin=0, vmax=1)
-        drawn = row[2].imshow(_plane(image - fixed), cmap="RdBu_r", vmin=-1, vmax=1)
+        drawn = row[2].imshow(_plane("warped", image - fixed), cmap="RdBu_r", vmin=-1, vmax=1)
         row[0].set_ylabel(f"{name}\ni (voxels)")
     titles = ("green: warped, magenta: fixed", "checkerboard", "warped − fixed")
     for column, title in enumerate(titles):
@@ -106,16 +131,19 @@ def comparison(warped: Mapping[str, Tensor], fixed: Tensor) -> Figure:
 
 def overlay(warped: Tensor, fixed: Tensor) -> NDArray[np.float64]:
     """An RGB picture ``(H, W, 3)``: warped in green, fixed in magenta, gray where they agree."""
-    green, magenta = _plane(warped).clip(0, 1), _plane(fixed).clip(0, 1)
+    _require_planes("warped", warped, "fixed", fixed)
+    green, magenta = _plane("warped", warped).clip(0, 1), _plane("fixed", fixed).clip(0, 1)
     return np.stack([magenta, green, magenta], axis=-1)
 
 
 def checkerboard(a: Tensor, b: Tensor, tiles: int = 8) -> NDArray[np.float64]:
     """A picture ``(H, W)`` of squares taken from ``a`` and ``b`` in turn."""
-    height, width = _plane(a).shape
+    _require_planes("b", b, "a", a)
+    require_whole("tiles", tiles, 1)
+    height, width = a.shape[2:]
     edge = max(1, max(height, width) // tiles)
     i, j = np.indices((height, width)) // edge
-    return np.where((i + j) % 2 == 0, _plane(a), _plane(b))
+    return np.where((i + j) % 2 == 0, _plane("a", a), _plane("b", b))
 
 
 def fields(
@@ -130,13 +158,19 @@ def fields(
         displacements: ``{title: (1, 2, H, W)}``, in voxels.
         step: distance between the grid lines in voxels.
         background: ``(1, 1, H, W)``, the moving image, drawn faintly behind the grid.
+
+    Raises:
+        TypeError, ValueError: on no displacements, what is no 2D field, or a wrong step.
     """
-    columns = len(displacements)
+    named = _named("displacements", displacements)
+    for name, displacement in named:
+        _require_field(f"displacements[{name!r}]", displacement)
+    columns = len(named)
     figure = Figure(figsize=(0.85 * _PANEL * columns + 1, 2 * _PANEL), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
-    for column, (name, displacement) in enumerate(displacements.items()):
+    for column, (name, displacement) in enumerate(named):
         if background is not None:
-            axes[0, column].imshow(_plane(background), cmap="gray", vmin=0, vmax=2)
+            axes[0, column].imshow(_plane("background", background), cmap="gray", vmin=0, vmax=2)
         draw_grid(axes[0, column], displacement, step)
         axes[0, column].set_title(name)
         drawn = draw_jacobian(axes[1, column], displacement)
@@ -150,7 +184,9 @@ def fields(
 
 def draw_grid(ax: Axes, displacement: Tensor, step: int = 8) -> None:
     """Draw the lines of a regular grid at ``x + u(x)``, with folded voxels as dots."""
-    spatial = require_displacement("displacement", displacement)
+    _require_axes(ax)
+    spatial = _require_field("displacement", displacement)
+    require_whole("step", step, 1)
     u = displacement[:1].detach().cpu().double()
     i, j = (identity_grid(spatial, dtype=u.dtype) + u[0]).numpy()
     for row in range(0, spatial[0], step):
@@ -166,6 +202,8 @@ def draw_grid(ax: Axes, displacement: Tensor, step: int = 8) -> None:
 
 def draw_jacobian(ax: Axes, displacement: Tensor) -> AxesImage:
     """Draw det J: blue shrinks, red grows, magenta folds; returns what a color bar needs."""
+    _require_axes(ax)
+    _require_field("displacement", displacement)
     det = jacobian_determinant(displacement[:1].detach().cpu().double())[0].numpy()
     drawn = ax.imshow(det, cmap="RdBu_r", vmin=0, vmax=2)
     # Paler below the range would read as "shrinks a lot"; a fold is another thing altogether.
@@ -183,11 +221,15 @@ def arrows(
         background: ``(1, 1, H, W)``, drawn behind.
         step: distance between the arrows in voxels.
         title: above the picture.
+
+    Raises:
+        TypeError, ValueError: on what is no 2D field or no 2D image, or a wrong step.
     """
-    spatial = require_displacement("displacement", displacement)
+    spatial = _require_field("displacement", displacement)
+    require_whole("step", step, 1)
     figure, (ax,) = _panels([title], size=1.5 * _PANEL)
     if background is not None:
-        ax.imshow(_plane(background), cmap="gray", vmin=0, vmax=1.5)
+        ax.imshow(_plane("background", background), cmap="gray", vmin=0, vmax=1.5)
     u = displacement[0].detach().cpu().numpy()
     i, j = (axis[::step, ::step] for axis in identity_grid(spatial).numpy())
     di, dj = u[:, ::step, ::step]  # quiver wants (x, y) = (j, i)
@@ -205,11 +247,20 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     Args:
         lines: ``{name: (x, y)}``.
         xlabel, ylabel: what the axes show, with units.
+
+    Raises:
+        TypeError, ValueError: on no lines, or what is no pair of equally many numbers.
     """
+    named = [
+        (name, _require_line(f"lines[{name!r}]", line)) for name, line in _named("lines", lines)
+    ]
+    for what, label in (("xlabel", xlabel), ("ylabel", ylabel)):
+        if not isinstance(label, str):
+            raise TypeError(f"{what}: expected a text, got {label!r}")
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":")
-    for number, (name, (x, y)) in enumerate(lines.items()):
+    for number, (name, (x, y)) in enumerate(named):
         ax.plot(x, y, styles[number % len(styles)], color=_CURVE_COLORS[number % 4], label=name)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
@@ -217,9 +268,7 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     return figure
 
 
-def _panels(
-    titles: Mapping[str, Tensor] | Sequence[str], size: float = _PANEL
-) -> tuple[Figure, list[Axes]]:
+def _panels(titles: Sequence[str], size: float = _PANEL) -> tuple[Figure, list[Axes]]:
     """A row of axes in voxels, one for each title."""
     figure = Figure(figsize=(0.85 * size * len(titles) + 0.8, size), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
@@ -230,8 +279,61 @@ def _panels(
     return figure, axes
 
 
-def _plane(image: Tensor) -> NDArray[np.float64]:
+def _plane(name: str, image: Tensor) -> NDArray[np.float64]:
     """The first channel of the first item, as a float array that Matplotlib can draw."""
-    if len(require_image("image", image, floating=False)) != 2:
-        raise ValueError(f"image: expected two spatial axes, got shape {tuple(image.shape)}")
+    _require_plane(name, image)
     return image[0, 0].detach().cpu().double().numpy()
+
+
+def _require_plane(name: str, image: Tensor) -> None:
+    if len(require_image(name, image, floating=False)) != 2:
+        raise ValueError(f"{name}: expected two spatial axes, got shape {tuple(image.shape)}")
+    if image.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {image.dtype}")
+
+
+def _named(name: str, entries: object) -> list[tuple[str, Any]]:
+    """The entries of a mapping from titles to what belongs under them."""
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"{name}: expected a dict {{title: …}}, got {type(entries).__name__}")
+    if not entries:
+        raise ValueError(f"{name}: expected at least one entry, got none")
+    return [(str(title), entry) for title, entry in entries.items()]
+
+
+def _require_planes(name: str, image: Tensor, other_name: str, other: Tensor) -> None:
+    """Check two images of one shape that can be drawn on each other."""
+    _require_plane(other_name, other)
+    _require_plane(name, image)
+    require_same(name, image, other_name, other, channels=False)
+
+
+def _require_field(name: str, displacement: Tensor) -> tuple[int, ...]:
+    spatial = require_displacement(name, displacement)
+    if len(spatial) != 2:
+        raise ValueError(f"{name}: expected two spatial axes, got {tuple(displacement.shape)}")
+    return spatial
+
+
+def _require_axes(ax: object) -> None:
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax: expected Matplotlib axes, got {type(ax).__name__}")
+
+
+def _require_limits(limits: object) -> tuple[float, float]:
+    if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
+        raise TypeError(f"limits: expected two numbers, black and white, got {limits!r}")
+    black, white = (require_number("limits", value) for value in limits)
+    if black == white:
+        raise ValueError(f"limits: expected two different intensities, got {limits!r}")
+    return black, white
+
+
+def _require_line(name: str, line: object) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    try:
+        x, y = (np.asarray(values, dtype=np.float64) for values in line)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a pair (x, y) of numbers, got {line!r:.80}") from None
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise ValueError(f"{name}: expected as many x as y, got shapes {x.shape} and {y.shape}")
+    return x, y
