@@ -113,22 +113,18 @@ def take_turns(
     """
     results: dict[str, object] = {}
     seconds: dict[str, list[float]] = {}
-    wanted: dict[str, int] = {}
     measures: dict[str, Measure] = {}
     for name, call in calls.items():
         try:
-            started = clock()
             results[name] = call()
+            seconds[name] = []
         except Exception as error:  # another library's: reported in the table
             measures[name] = Measure(error=one_line(error))
-            continue
-        warm_up = clock() - started
-        wanted[name], seconds[name] = min(rounds, affordable(warm_up)), []
-    names = list(wanted)
+    names = list(seconds)
     for turn in range(rounds):
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            if turn < wanted[name]:
+            if turn < affordable(max(seconds[name], default=0.0)):
                 started = clock()
                 calls[name]()
                 seconds[name].append(clock() - started)

@@ -30,6 +30,7 @@ from benchmarks import contenders, harness, round_trip
 from benchmarks.contenders import CASES, QUICK, Row
 from benchmarks.harness import Measure, Outcome
 
+ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 
 
@@ -96,6 +97,17 @@ def chosen(only: Sequence[str]) -> list[Row]:
     ]
 
 
+def limit_threads(threads: int) -> None:
+    """Let PyTorch, ITK and OpenMP use so many threads, here and in the processes for memory."""
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ[ITK_THREADS] = str(threads)
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        return  # reported in the table
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(
@@ -106,6 +118,13 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--quick", action="store_true", help="two small cases, three rounds")
     described.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="primitives with this in a name"
+    )
+    described.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="by default, all cores",
     )
     described.add_argument("--no-memory", action="store_true", help="measure time alone")
     described.add_argument(
@@ -119,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     rows, cases = chosen(options.only), QUICK if options.quick else tuple(CASES)
     rounds = 3 if options.quick else harness.ROUNDS
-    torch.set_num_threads(os.cpu_count() or 1)
+    limit_threads(options.threads)
     warnings.filterwarnings("ignore")  # of other libraries; what fails is in the table
     report: dict[str, object] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
@@ -132,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [(row, case) for row in rows for case in cases]
     bar = tqdm(todo, file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 30)
     for row, case in bar:
-        bar.set_description(f"{row.name}, {case}")
+        bar.set_description(f"{row.name}, {case}", refresh=sys.stderr.isatty())
         outcomes.append(measure(row, case, rounds, memory=not options.no_memory))
     trips = [] if options.only else round_trip.all_trips()
     report |= {"load_after": harness.load(), "round_trips": trips}
