@@ -129,7 +129,7 @@ def test_a_grid_changed_in_place_harms_nobody():
 
 
 def test_a_grid_built_in_inference_mode_serves_autograd_later():
-    spatial._grid.cache_clear()
+    spatial._corner_grid.cache_clear()
     image, field = rand(1, 1, 6, 7), smooth_field((6, 7), batch=1)
     with torch.inference_mode():
         warp(image, field)
@@ -347,7 +347,7 @@ def test_the_gradient_of_a_broken_field_does_not_kill_the_process():
 
 
 def test_floor_one_works_under_functional_transforms():
-    spatial._grid.cache_clear()  # the first grids are built inside the transforms
+    spatial._corner_grid.cache_clear()  # the first grids are built inside the transforms
     image, fields = (
         rand(3, 1, 1, 9, 8),
         torch.stack([smooth_field((9, 8), 1, seed=s) for s in (1, 2, 3)]),
