@@ -226,6 +226,11 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     add("compose", seconds, "second", lambda v: spatial.compose(FIELD, v))
     add("integrate", bad_fields(FIELD), "velocity", spatial.integrate)
     add("integrate", BAD_WHOLE, "steps", lambda v: spatial.integrate(FIELD, v))
+    add("invert", bad_fields(FIELD), "displacement", spatial.invert)
+    bad_tolerances = BAD_NUMBERS | {"negative": -1e-3, "infinite": INF, "a boolean": True}
+    add("invert", bad_tolerances, "tolerance", lambda v: spatial.invert(FIELD, tolerance=v))
+    bad_iterations = BAD_WHOLE | {"zero": 0}
+    add("invert", bad_iterations, "iterations", lambda v: spatial.invert(FIELD, iterations=v))
     add("resize_image", bad_images(IMAGE), "image", lambda v: spatial.resize_image(v, (5, 6)))
     three = {"three axes": (4, 5, 6)}
     add("resize_image", BAD_SHAPES | three, "shape", lambda v: spatial.resize_image(IMAGE, v))
@@ -295,6 +300,23 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "mixed": [1, None],
     }
     add("dice", bad_values, "values", lambda v: metrics.dice(LABELS, LABELS, v))
+    add("hausdorff95", BAD_LABELS, "a", lambda v: metrics.hausdorff95(v, LABELS))
+    add("hausdorff95", BAD_LABELS | unlike(LABELS), "b", lambda v: metrics.hausdorff95(LABELS, v))
+    add(
+        "hausdorff95",
+        BAD_SPACING,
+        "spacing",
+        lambda v: metrics.hausdorff95(LABELS, LABELS, v),
+    )
+    add(
+        "hausdorff95",
+        bad_values,
+        "values",
+        lambda v: metrics.hausdorff95(LABELS, LABELS, values=v),
+    )
+    empty = {"nothing but background": LABELS * 0}
+    add("dice", empty, "values", lambda v: metrics.dice(v, v))
+    add("hausdorff95", empty, "values", lambda v: metrics.hausdorff95(v, v))
     not_finite = {what: with_value(FIELD, value) for what, value in NOT_FINITE.items()}
     add(
         "endpoint_error",
@@ -319,6 +341,34 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "folding_fraction", bad_fields(FIELD) | not_finite, "displacement", metrics.folding_fraction
     )
     add("folding_fraction", BAD_METRIC_MASKS, "mask", lambda v: metrics.folding_fraction(FIELD, v))
+    add("sdlogj", bad_fields(FIELD) | not_finite, "displacement", metrics.sdlogj)
+    add("sdlogj", BAD_METRIC_MASKS, "mask", lambda v: metrics.sdlogj(FIELD, v))
+    lost = {what: with_value(POINTS, value) for what, value in NOT_FINITE.items()}
+    add(
+        "target_registration_error",
+        bad_points | lost,
+        "fixed_points",
+        lambda v: metrics.target_registration_error(v, POINTS, FIELD),
+    )
+    fewer = {"fewer points": POINTS[:, 1:]}
+    add(
+        "target_registration_error",
+        bad_points | lost | fewer,
+        "moving_points",
+        lambda v: metrics.target_registration_error(POINTS, v, FIELD),
+    )
+    add(
+        "target_registration_error",
+        bad_fields(FIELD) | not_finite,
+        "displacement",
+        lambda v: metrics.target_registration_error(POINTS, POINTS, v),
+    )
+    add(
+        "target_registration_error",
+        BAD_SPACING,
+        "spacing",
+        lambda v: metrics.target_registration_error(POINTS, POINTS, FIELD, v),
+    )
     not_finite = {what: with_value(IMAGE, value) for what, value in NOT_FINITE.items()}
     add("correlation", bad_images(IMAGE) | not_finite, "a", lambda v: metrics.correlation(v, IMAGE))
     add(
@@ -626,6 +676,7 @@ GOOD = {
     "warp_points": lambda: spatial.warp_points(POINTS, FIELD),
     "compose": lambda: spatial.compose(FIELD, FIELD),
     "integrate": lambda: spatial.integrate(FIELD, 2),
+    "invert": lambda: spatial.invert(FIELD, tolerance=1e-2, iterations=5),
     "resize_image": lambda: spatial.resize_image(IMAGE, (5, 6)),
     "resize_displacement": lambda: spatial.resize_displacement(FIELD, (5, 6)),
     "smooth": lambda: spatial.smooth(IMAGE, 1),
@@ -639,6 +690,11 @@ GOOD = {
     "dice": lambda: metrics.dice(LABELS, LABELS, [1, 2]),
     "endpoint_error": lambda: metrics.endpoint_error(FIELD, FIELD, (1.0, 2.0), MASK),
     "folding_fraction": lambda: metrics.folding_fraction(FIELD, MASK),
+    "hausdorff95": lambda: metrics.hausdorff95(LABELS, LABELS, (1.0, 2.0), [1, 2]),
+    "sdlogj": lambda: metrics.sdlogj(FIELD, MASK),
+    "target_registration_error": lambda: metrics.target_registration_error(
+        POINTS, POINTS, FIELD, (1.0, 2.0)
+    ),
     "correlation": lambda: metrics.correlation(IMAGE, IMAGE),
     "pose_matrix": lambda: affine.pose_matrix(3, 1.1, (1, 2)),
     "pyramid": lambda: affine.pyramid(IMAGE, 2),
@@ -742,6 +798,7 @@ def test_floors_one_and_two_do_not_look_at_values():
         spatial.warp(broken, FIELD * 0).sum(),
         spatial.jacobian_determinant(field).sum(),
         spatial.smooth(broken, 1.0).sum(),
+        spatial.invert(field).sum(),
     ):
         assert bool(value.isnan())
 
