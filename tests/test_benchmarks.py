@@ -6,10 +6,12 @@ How fast anything is, no test asserts: `make bench` measures it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from benchmarks import contenders, harness, primitives, round_trip
@@ -352,12 +354,11 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         round_trip, "all_trips", lambda: [{"library": "X", "ndim": 2, "error": "E"}]
     )
-    threads = torch.get_num_threads()
+    threads: list[int] = []
+    monkeypatch.setattr(primitives, "limit_threads", threads.append)
     path = tmp_path / "a.json"
-    try:
-        primitives.main(["--quick", "--no-memory", "--output", str(path)])
-    finally:
-        torch.set_num_threads(threads)
+    primitives.main(["--quick", "--no-memory", "--threads", "3", "--output", str(path)])
+    assert threads == [3]
     printed = capsys.readouterr().out
     assert "halving" in printed and "(twin)" in printed and "yes" in printed
     assert "FAILED: ModuleNotFoundError: No module named 'voxelmorph'" in printed
@@ -366,6 +367,14 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     found = json.loads(path.read_text())
     assert found["outcomes"][0]["peers"]["twin"]["cosine"] == 1
     assert found["threads"] >= 1 and len(found["load_before"]) == len(found["load_after"])
+
+
+def test_threads_are_limited_here_and_in_processes_to_come(monkeypatch):
+    for variable in ("OMP_NUM_THREADS", primitives.ITK_THREADS):
+        monkeypatch.setenv(variable, "9")
+    primitives.limit_threads(1)
+    assert torch.get_num_threads() == 1 == sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    assert os.environ["OMP_NUM_THREADS"] == os.environ[primitives.ITK_THREADS] == "1"
 
 
 def test_only_picks_by_a_part_of_the_name():
@@ -381,7 +390,15 @@ def test_help_says_what_the_numbers_mean(capsys):
         primitives.main(["--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    for word in ("--quick", "--only", "--no-memory", "--output", "make bench", "A star"):
+    for word in (
+        "--quick",
+        "--only",
+        "--threads",
+        "--no-memory",
+        "--output",
+        "make bench",
+        "A star",
+    ):
         assert word in printed
 
 

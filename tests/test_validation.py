@@ -768,15 +768,15 @@ def test_each_argument_is_got_wrong(name):
 
 def report(objections: list[str]) -> str:
     """What is tried, function by function, and what became of it, as a table with its sum."""
-    lines = [f"{'function':<22}{'arguments':>10}{'bad calls':>11}{'refused':>9}"]
+    lines = [f"{'function':<26}{'arguments':>10}{'bad calls':>11}{'refused':>9}"]
     sums = [0, 0, 0]
     for name in GOOD:
         own = [k for k, row in enumerate(ROWS) if row[0] == name]
         counts = [len({ROWS[k][3] for k in own}), len(own), sum(not objections[k] for k in own)]
-        lines.append(f"{name:<22}{counts[0]:>10}{counts[1]:>11}{counts[2]:>9}")
+        lines.append(f"{name:<26}{counts[0]:>10}{counts[1]:>11}{counts[2]:>9}")
         sums = [a + b for a, b in zip(sums, counts, strict=True)]
     files = sum(": file: " in row[1] for row in ROWS)
-    lines.append(f"{f'{len(GOOD)} functions':<22}{sums[0]:>10}{sums[1]:>11}{sums[2]:>9}")
+    lines.append(f"{f'{len(GOOD)} functions':<26}{sums[0]:>10}{sums[1]:>11}{sums[2]:>9}")
     return "\n".join([*lines, f"{files} of the bad calls are broken files."])
 
 
