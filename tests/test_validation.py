@@ -266,7 +266,8 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     add("jacobian_determinant", bad_fields(FIELD3), "displacement", spatial.jacobian_determinant)
 
     # losses
-    for loss in (losses.mse, losses.ncc, losses.lncc):
+    pairwise = (losses.mse, losses.ncc, losses.lncc, losses.mutual_information, losses.dice_loss)
+    for loss in pairwise:
         name = loss.__name__
         add(name, bad_images(IMAGE), "warped", lambda v, f=loss: f(v, IMAGE))
         add(name, bad_images(IMAGE), "fixed", lambda v, f=loss: f(IMAGE, v))
@@ -285,7 +286,15 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     }
     add("lncc", windows, "window", lambda v: losses.lncc(IMAGE, IMAGE, v))
     add("lncc", BAD_MASKS, "mask", lambda v: losses.lncc(IMAGE, IMAGE, mask=v))
-    add("diffusion", bad_fields(FIELD), "displacement", losses.diffusion)
+    bad_bins = BAD_WHOLE | {"none": 0, "one": 1, "a tuple": (32, 32), "NaN": NAN}
+    add(
+        "mutual_information", bad_bins, "bins", lambda v: losses.mutual_information(IMAGE, IMAGE, v)
+    )
+    for penalty in (losses.diffusion, losses.bending_energy):
+        add(penalty.__name__, bad_fields(FIELD), "displacement", penalty)
+        add(penalty.__name__, bad_fields(FIELD3), "displacement", penalty)
+    two_voxels = {"two rows": FIELD[:, :, :2], "two slices": FIELD3[..., 4:6]}
+    add("bending_energy", two_voxels, "displacement", losses.bending_energy)
 
     # metrics
     add("dice", BAD_LABELS, "a", lambda v: metrics.dice(v, LABELS))
@@ -686,7 +695,10 @@ GOOD = {
     "mse": lambda: losses.mse(IMAGE, IMAGE),
     "ncc": lambda: losses.ncc(IMAGE, IMAGE),
     "lncc": lambda: losses.lncc(IMAGE, IMAGE, 9, mask=MASK),
+    "mutual_information": lambda: losses.mutual_information(IMAGE, IMAGE, 2),
+    "dice_loss": lambda: losses.dice_loss(IMAGE, IMAGE),
     "diffusion": lambda: losses.diffusion(FIELD),
+    "bending_energy": lambda: losses.bending_energy(FIELD[:, :, :3, :3]),
     "dice": lambda: metrics.dice(LABELS, LABELS, [1, 2]),
     "endpoint_error": lambda: metrics.endpoint_error(FIELD, FIELD, (1.0, 2.0), MASK),
     "folding_fraction": lambda: metrics.folding_fraction(FIELD, MASK),
@@ -794,7 +806,10 @@ def test_floors_one_and_two_do_not_look_at_values():
         losses.mse(broken, IMAGE),
         losses.ncc(broken, IMAGE),
         losses.lncc(broken, IMAGE),
+        losses.mutual_information(broken, IMAGE),
+        losses.dice_loss(broken, IMAGE),
         losses.diffusion(field),
+        losses.bending_energy(field),
         spatial.warp(broken, FIELD * 0).sum(),
         spatial.jacobian_determinant(field).sum(),
         spatial.smooth(broken, 1.0).sum(),
@@ -812,6 +827,9 @@ def test_refusals_say_what_was_expected_and_what_came():
         (lambda: losses.mse(IMAGE, IMAGE[:1]), ["(1, 1, 12, 10)", "(2, 1, 12, 10)"]),
         (lambda: losses.mse(IMAGE, IMAGE.to("meta")), ["cpu", "meta"]),
         (lambda: losses.lncc(IMAGE, IMAGE, 4), ["odd", "4", "(12, 10)"]),
+        (lambda: losses.mutual_information(IMAGE, IMAGE, 1), ["bins", "2 or more", "1"]),
+        (lambda: losses.dice_loss(LABELS, LABELS), ["floating", "int64"]),
+        (lambda: losses.bending_energy(FIELD[..., :2]), ["at least 3", "(12, 2)"]),
         (lambda: metrics.dice(LABELS.float(), LABELS), ["integer", "float32"]),
         (lambda: metrics.correlation(with_value(IMAGE, NAN), IMAGE), ["finite", "1 NaN"]),
         (lambda: metrics.endpoint_error(FIELD, FIELD, (1.0,)), ["2 positive numbers", "(1.0,)"]),
