@@ -70,6 +70,17 @@ def measure(row: Row, case: str, rounds: int, *, memory: bool = True) -> Outcome
     )
 
 
+def measure_all(
+    todo: Sequence[tuple[Row, str]], rounds: int, outcomes: list[Outcome], *, memory: bool
+) -> None:
+    """Measure one after the other into ``outcomes``, with a bar, so that Ctrl-C loses one only."""
+    terminal = sys.stderr.isatty()
+    with tqdm(todo, file=sys.stderr, mininterval=0.2 if terminal else 30) as bar:
+        for row, case in bar:
+            bar.set_description(f"{row.name}, {case}", refresh=terminal)
+            outcomes.append(measure(row, case, rounds, memory=memory))
+
+
 def agreement(result: object, ours: object) -> tuple[float | None, float | None]:
     """A number as it is; of a tensor, the cosine to ours in the interior (1: one direction)."""
     if not isinstance(result, Tensor):
@@ -147,13 +158,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "load_before": harness.load(),
     }
     print(f"{report['machine']}\nload before: {report['load_before']} (1, 5, 15 minutes)")
-    outcomes = []
+    outcomes: list[Outcome] = []
     todo = [(row, case) for row in rows for case in cases]
-    bar = tqdm(todo, file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 30)
-    for row, case in bar:
-        bar.set_description(f"{row.name}, {case}", refresh=sys.stderr.isatty())
-        outcomes.append(measure(row, case, rounds, memory=not options.no_memory))
-    trips = [] if options.only else round_trip.all_trips()
+    try:
+        measure_all(todo, rounds, outcomes, memory=not options.no_memory)
+        trips = [] if options.only else round_trip.all_trips()
+    except KeyboardInterrupt:
+        trips = []
+        print(f"Stopped after {len(outcomes)} of {len(todo)}.")
     report |= {"load_after": harness.load(), "round_trips": trips}
     print(f"load after: {report['load_after']}\n\n{harness.table(outcomes)}\n")
     print(f"{harness.details(outcomes)}\n")

@@ -369,6 +369,24 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     assert found["threads"] >= 1 and len(found["load_before"]) == len(found["load_after"])
 
 
+def test_a_run_that_is_stopped_shows_what_it_has(monkeypatch, tmp_path, capsys):
+    def stopped(a: contenders.Arrays) -> harness.Call:
+        raise KeyboardInterrupt
+
+    def half(a: contenders.Arrays) -> harness.Call:
+        return lambda: a.fixed / 2
+
+    rows = [Row("halving", half, {"twin": Peer(half)}), Row("endless", stopped, {})]
+    monkeypatch.setattr(contenders, "ROWS", rows)
+    monkeypatch.setitem(CASES, "tiny", (32, 32))
+    monkeypatch.setattr(primitives, "QUICK", ("tiny",))
+    monkeypatch.setattr(primitives, "limit_threads", lambda threads: None)
+    primitives.main(["--quick", "--no-memory", "--output", str(tmp_path / "a.json")])
+    printed = capsys.readouterr().out
+    assert "Stopped after 1 of 2." in printed and "halving" in printed
+    assert len(json.loads((tmp_path / "a.json").read_text())["outcomes"]) == 1
+
+
 def test_threads_are_limited_here_and_in_processes_to_come(monkeypatch):
     for variable in ("OMP_NUM_THREADS", primitives.ITK_THREADS):
         monkeypatch.setenv(variable, "9")
