@@ -131,6 +131,9 @@ def parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="NAME", help="primitives with this in a name"
     )
     described.add_argument(
+        "--case", action="append", choices=tuple(CASES), help="this size of images only"
+    )
+    described.add_argument(
         "--threads",
         type=int,
         default=os.cpu_count() or 1,
@@ -147,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = parser().parse_args(argv)
-    rows, cases = chosen(options.only), QUICK if options.quick else tuple(CASES)
+    rows = chosen(options.only)
+    cases = options.case or (QUICK if options.quick else tuple(CASES))
     rounds = 3 if options.quick else harness.ROUNDS
     limit_threads(options.threads)
     warnings.filterwarnings("ignore")  # of other libraries; what fails is in the table

@@ -357,7 +357,8 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     threads: list[int] = []
     monkeypatch.setattr(primitives, "limit_threads", threads.append)
     path = tmp_path / "a.json"
-    primitives.main(["--quick", "--no-memory", "--threads", "3", "--output", str(path)])
+    options = ["--case", "tiny", "--quick", "--no-memory", "--threads", "3"]
+    primitives.main([*options, "--output", str(path)])
     assert threads == [3]
     printed = capsys.readouterr().out
     assert "halving" in printed and "(twin)" in printed and "yes" in printed
