@@ -210,18 +210,19 @@ def _gather_nearest(image: Tensor, field: Tensor, padding: Padding) -> Tensor:
     if signed := _SAME_BITS.get(image.dtype):
         return _gather_nearest(image.view(signed), field, padding).view(image.dtype)
     flat = torch.zeros_like(field[:, 0], dtype=torch.long)
-    inside = torch.ones_like(flat, dtype=torch.bool)
+    outside = torch.zeros_like(flat, dtype=torch.bool)
     for axis, (size, length) in enumerate(zip(image.shape[2:], field.shape[2:], strict=True)):
         start = torch.arange(length, dtype=field.dtype, device=field.device)
         start = start.view(-1, *(1,) * (field.ndim - 3 - axis))
         place = field[:, axis].add(start).round_()
-        inside &= (place >= 0) & (place < size)  # false where it is NaN
-        # Only what is in reach can become a whole number.
-        flat = flat.mul_(size).add_(place.nan_to_num_(0, size, 0).clamp(0, size - 1).long())
+        # Only what is in reach can become a whole number; a NaN goes to 0, and differs from it.
+        reached = place.nan_to_num(0, size, 0).clamp(0, size - 1)
+        outside |= place != reached
+        flat = torch.add(reached.long(), flat, alpha=size)
     flat = flat.unsqueeze(1).expand(-1, image.shape[1], *flat.shape[1:])  # (B, C, *spatial)
     sampled = image.flatten(2).gather(2, flat.flatten(2)).view(flat.shape)
     if padding == "zeros":
-        sampled = sampled.masked_fill(~inside.unsqueeze(1), 0)
+        sampled = sampled.masked_fill(outside.unsqueeze(1), 0)
     if not image.is_floating_point():
         return sampled  # there is no NaN among labels: a broken position counts as outside
     return sampled + _broken(field).to(image.dtype)
