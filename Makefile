@@ -12,15 +12,18 @@ SLUG =
 STALE =
 FORCE =
 PART =
+ONLY =
+QUICK =
 
-# `environment.py lab|dev` makes .venv ready (nothing to do: a blink), then becomes .venv's Python.
+# `environment.py lab|dev|bench` makes .venv ready (nothing to do: a blink), then becomes .venv's
+# Python.
 setup = $(strip $(PYTHON) authoring/environment.py \
 	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(WHEELS),--wheels "$(WHEELS)"))
 need_python = command -v $(PYTHON) >/dev/null 2>&1 || \
 	{ echo "There is no $(PYTHON) here: install Python 3.11 or newer from https://www.python.org" \
 	"and run make again." >&2; exit 1; }
 
-.PHONY: help lab doctor wheelhouse test build clean
+.PHONY: help lab doctor wheelhouse test build bench clean
 
 help:
 	@echo "make lab      open the course in JupyterLab (sets everything up the first time)"
@@ -35,6 +38,8 @@ help:
 	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
 	@echo "                SLUG=00_start_here  these only   STALE=1  also what the library outdated"
 	@echo "                FORCE=1  all of them"
+	@echo "make bench    measure the library beside its peers: time, memory, exchange of fields"
+	@echo "                QUICK=1  the small cases only    ONLY=warp  these primitives only"
 	@echo "make clean    remove caches and what a build left behind (never work/, never .venv)"
 
 lab:
@@ -59,6 +64,11 @@ test:
 build:
 	@$(need_python)
 	@$(setup) dev --run -m authoring.build $(SLUG) $(if $(STALE),--stale) $(if $(FORCE),--force)
+
+bench:
+	@$(need_python)
+	@$(setup) bench --run -m benchmarks.primitives $(if $(QUICK),--quick) \
+	  $(if $(ONLY),--only "$(ONLY)")
 
 # work/ holds what learners wrote and .venv is slow to make again: neither is even looked into.
 clean:

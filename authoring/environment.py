@@ -62,7 +62,12 @@ from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-LEVELS = ("lab", "dev")  # extras of pyproject.toml; each one holds what the one before it holds
+# Extras of pyproject.toml; each one holds what the one before it holds.
+LEVELS = ("lab", "dev", "bench")
+MAKES = {"lab": "make lab", "dev": "make test", "bench": "make bench"}
+# ANTs asks for older NumPy and SciPy than the course is tested with, and works with these: pip may
+# not resolve what it asks for. What else it needs stands in the extra.
+UNRESOLVED = {"bench": ("antspyx==0.6.3",)}
 MANIFEST = "wheelhouse.json"  # in a finished wheelhouse: for which machines, and with which files
 PLATFORMS = {  # as Python's sysconfig and as people call them
     "linux-x86_64": "linux",
@@ -206,7 +211,7 @@ def prepare(
 
     Args:
         root: The course's folder.
-        level: ``"lab"`` or ``"dev"``. An environment that was ``dev`` before stays so.
+        level: One of ``LEVELS``. An environment that had a higher one before keeps it.
         torch_index: An index to look for PyTorch in, besides the usual one.
         pip: The command to use as pip; by default the environment's own.
         wheels: A wheelhouse, a folder or an http address; if given, packages come from there alone.
@@ -222,8 +227,8 @@ def prepare(
     if wheels:
         if level != "lab":
             raise Trouble(
-                "A wheelhouse holds what `make lab` needs, and here goes `make test`, too: leave"
-                " WHEELS out, or delete .venv if `make lab` is enough."
+                f"A wheelhouse holds what `make lab` needs, and here goes `{MAKES[level]}`, too:"
+                " leave WHEELS out, or delete .venv if `make lab` is enough."
             )
         wheels = find_wheels(wheels)
         check_wheels(root, wheels, read_manifest(wheels))
@@ -232,7 +237,9 @@ def prepare(
         make_venv(root, reason)
     stamp_path(root).unlink(missing_ok=True)
     remove_half_installed(root)
-    install(root, level, torch_index, pip or [str(venv_python(root)), "-m", "pip"], wheels)
+    pip = pip or [str(venv_python(root)), "-m", "pip"]
+    install(root, level, torch_index, pip, wheels)
+    install_unresolved(root, level, pip)
     write_stamp(root, level)
     say(f"The set-up is done, after {time.monotonic() - started:.0f} s.")
 
@@ -438,13 +445,41 @@ def install(root: Path, level: str, torch_index: str, pip: Sequence[str], wheels
     Raises:
         Trouble: If pip fails; the sentence names the cause where its log gives it away.
     """
-    say(f"Installing what `make {'lab' if level == 'lab' else 'test'}` needs; a few minutes.")
+    say(f"Installing what `{MAKES[level]}` needs; a few minutes.")
     command = [*pip, "install", "--no-input", "--progress-bar", "off", "--editable", f".[{level}]"]
     command += ["--constraint", "constraints.txt"]
     if wheels:
         command += wheels_options(wheels)
     elif torch_index:
         command += ["--extra-index-url", torch_index]
+    run_pip(command, root, wheels)
+
+
+def install_unresolved(root: Path, level: str, pip: Sequence[str]) -> None:
+    """Install what ``level`` needs beside its extra, and nothing of what that asks for.
+
+    ``make lab`` needs no such thing, so a wheelhouse never has to serve it.
+
+    Raises:
+        Trouble: If pip fails.
+    """
+    packages = UNRESOLVED.get(level, ())
+    if packages:
+        options = ["--no-input", "--progress-bar", "off", "--no-deps"]
+        run_pip([*pip, "install", *options, *packages], root)
+
+
+def run_pip(command: Sequence[str], root: Path, wheels: str = "") -> None:
+    """Run pip, with its output in ``.venv/setup.log``.
+
+    Args:
+        command: What to run, in ``root``.
+        root: The course's folder.
+        wheels: The wheelhouse that the command names, if it names one.
+
+    Raises:
+        Trouble: If it fails; the sentence names the cause where its log gives it away.
+    """
     log = root / ".venv" / "setup.log"
     code = run_with_progress(command, root, log, pip_environment(wheels))
     if code != 0:

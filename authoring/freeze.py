@@ -1,6 +1,6 @@
 """Write ``constraints.txt`` from the packages that are installed here.
 
-    pip install -e '.[dev,viewer]' && python -m authoring.freeze
+    pip install -e '.[bench,viewer]' && python -m authoring.freeze
 
 Only what the extras below pull in is written, without local version suffixes (``2.13.0``, not
 ``2.13.0+cpu``) and without what PyTorch's CUDA build brings along, so that the file serves every
@@ -17,11 +17,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PROJECT = "registration-course"
-EXTRAS = ("lab", "instructor", "viewer", "dev")
+EXTRAS = ("lab", "instructor", "viewer", "dev", "bench")
 ONLY_FOR_CUDA = ("nvidia-", "cuda-", "triton")
 HEADER = f"""\
 # The versions that the course is tested with. Generated: do not edit, but run
-#     .venv/bin/pip install -e '.[dev,viewer]' && .venv/bin/python -m authoring.freeze
+#     .venv/bin/pip install -e '.[bench,viewer]' && .venv/bin/python -m authoring.freeze
 # after installing what should change. Holds what the extras {", ".join(EXTRAS)} pull in.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
     try:
         versions = closure(PROJECT, frozenset(EXTRAS))
     except PackageNotFoundError as error:
-        sys.exit(f"{error.name} is not installed: first pip install -e '.[dev,viewer]'.")
+        sys.exit(f"{error.name} is not installed: first pip install -e '.[bench,viewer]'.")
     lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
     path = Path(__file__).resolve().parent.parent / "constraints.txt"
     draft = path.with_suffix(".tmp")

@@ -2,25 +2,35 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 
-from course_lib.spatial import at_least_float32, jacobian_determinant
+from course_lib.spatial import at_least_float32, jacobian_determinant, warp_points
 from course_lib.validation import (
     require_displacement,
     require_finite,
     require_image,
     require_labels,
     require_mask,
+    require_points,
     require_same,
     require_spacing,
 )
+
+# A table of the pairs of labels has room for as many; others are renumbered first.
+_TABLE = 1024
+
+# Voxels that are counted at once: what is made of them stays in the processor's cache.
+_CHUNK = 2**14
 
 
 def dice(a: Tensor, b: Tensor, values: Sequence[int] | None = None) -> Tensor:
     """Overlap of each structure: ``2 |A ∩ B| / (|A| + |B|)``.
 
-    All structures in one pass: a histogram of the pairs ``(label in a, label in b)``.
+    All structures in one pass: a table of how often each label of ``a`` meets each label of ``b``.
 
     Args:
         a, b: label maps ``(B, 1, *spatial)`` of an integer dtype.
@@ -39,26 +49,28 @@ def dice(a: Tensor, b: Tensor, values: Sequence[int] | None = None) -> Tensor:
 
     Taught in lesson 15.
     """
+    _require_label_maps(a, b)
+    wanted = None if values is None else _require_values(values, a.device)
+    largest = max(int(a.long().max()), int(b.long().max()))
+    if largest < _TABLE:
+        known = torch.arange(largest + 1, device=a.device)
+    else:  # FreeSurfer counts to 14 175, with gaps: number anew, with one number for all the others
+        known = _union(a, b) if wanted is None else wanted.sort().values
+        a, b = _positions(a, known), _positions(b, known)
+    size = len(known) + 1
+    table = torch.stack([_joint_counts(x, y, size) for x, y in zip(a, b, strict=True)])
+    both, total = table.diagonal(dim1=1, dim2=2), table.sum(1) + table.sum(2)  # (B, size)
+    if wanted is None:
+        wanted = _some(known[(total[:, :-1].sum(0) > 0) & (known != 0)])
+    columns = _positions(wanted[None], known)[0]
+    return 2 * both[:, columns] / total[:, columns]
+
+
+def _require_label_maps(a: Tensor, b: Tensor) -> None:
     require_labels("a", a)
     require_image("b", b, floating=False)
     require_same("b", b, "a", a)
     require_labels("b", b)
-    if values is None:
-        union = torch.cat([a.flatten().long(), b.flatten().long()]).unique()
-        wanted = union[union != 0]
-    else:
-        wanted = _require_values(values, a.device)
-    if len(wanted) == 0:
-        raise ValueError("values: expected at least one label, got none; both images are empty")
-    ordered, order = wanted.sort()
-    batch, bins = a.shape[0], len(ordered) + 1
-    item = torch.arange(batch, device=a.device).view(-1, 1)
-    pairs = (item * bins + _positions(a, ordered)) * bins + _positions(b, ordered)
-    counts = torch.bincount(pairs.flatten(), minlength=batch * bins * bins)
-    counts = counts.view(batch, bins, bins)
-    both = counts.diagonal(dim1=1, dim2=2)
-    overlap = (2 * both / (counts.sum(1) + counts.sum(2)))[:, :-1]  # the last bin: other labels
-    return overlap[:, order.argsort()]
 
 
 def _require_values(values: Sequence[int], device: torch.device) -> Tensor:
@@ -70,7 +82,19 @@ def _require_values(values: Sequence[int], device: torch.device) -> Tensor:
         raise TypeError(f"values: expected a sequence of whole numbers, got {values!r}")
     if len(wanted.unique()) != len(wanted):
         raise ValueError(f"values: expected each label once, got {values!r}")
-    return wanted.long()
+    return _some(wanted.long())
+
+
+def _some(wanted: Tensor) -> Tensor:
+    if len(wanted) == 0:
+        raise ValueError("values: expected at least one label, got none; both images are empty")
+    return wanted
+
+
+def _union(a: Tensor, b: Tensor) -> Tensor:
+    """All labels of both maps but 0, sorted."""
+    union = torch.cat([a.flatten().long(), b.flatten().long()]).unique()
+    return union[union != 0]
 
 
 def _positions(labels: Tensor, ordered: Tensor) -> Tensor:
@@ -78,6 +102,134 @@ def _positions(labels: Tensor, ordered: Tensor) -> Tensor:
     flat = labels.flatten(1).long()
     index = torch.searchsorted(ordered, flat).clamp(max=len(ordered) - 1)
     return torch.where(ordered[index] == flat, index, len(ordered))
+
+
+def _joint_counts(a: Tensor, b: Tensor, size: int) -> Tensor:
+    """``counts[x, y]``: at how many voxels ``a`` is x and ``b`` is y; both below ``size``."""
+    counts = torch.zeros(size * size, dtype=torch.long, device=a.device)
+    chunk = _CHUNK if a.device.type == "cpu" else a.numel()
+    for x, y in zip(a.flatten().split(chunk), b.flatten().split(chunk), strict=True):
+        pairs = torch.add(y.long(), x.long(), alpha=size)  # x · size + y
+        counts += torch.bincount(pairs, minlength=len(counts))
+    return counts.view(size, size)
+
+
+def hausdorff95(
+    a: Tensor,
+    b: Tensor,
+    spacing: Sequence[float] | None = None,
+    values: Sequence[int] | None = None,
+) -> Tensor:
+    """How far the surfaces of a structure lie apart, but for the farthest 5 percent.
+
+    The surface of a structure: its voxels with a face neighbor that is not of it; what lies outside
+    the image is not. From each surface voxel of one map, the distance to the nearest surface voxel
+    of the other, center to center; the 95th percentile of these (linear between the ranks); then
+    the larger of both directions. MONAI's ``compute_hausdorff_distance(percentile=95)`` is the
+    same; the plain Hausdorff distance is the 100th percentile.
+
+    Args:
+        a, b: label maps ``(B, 1, *spatial)`` of an integer dtype.
+        spacing: mm per voxel along each axis; the result is in mm with it, in voxels without.
+        values: the structures to compare; the sorted union over the batch without 0 if None.
+
+    Returns:
+        ``(B, L)``, in mm or voxels, 0 and above; NaN where a structure is absent in both, infinite
+        where in one: no distance is bad enough for a structure that was lost.
+
+    Raises:
+        TypeError, ValueError: on floating or negative labels, or a wrong rank, shape, device or
+            spacing.
+
+    Example:
+        >>> a = torch.zeros(1, 1, 5, 9).long()
+        >>> a[0, 0, 2, 1] = 1
+        >>> hausdorff95(a, a.roll(3, dims=3), spacing=(1.0, 2.0))
+        tensor([[6.]])
+
+    Source: Huttenlocher, Klanderman, Rucklidge, "Comparing images using the Hausdorff distance",
+    IEEE PAMI 15(9), 1993, with a percentile for their rank. Taught in lesson 15.
+    """
+    _require_label_maps(a, b)
+    sizes = require_spacing("spacing", spacing, a.ndim - 2)
+    scale = np.ones(a.ndim - 2) if sizes is None else sizes.numpy()
+    if values is None:
+        wanted = _some(_union(a, b)).tolist()
+    else:
+        wanted = _require_values(values, a.device).tolist()
+    rows = []
+    for x, y in zip(a[:, 0], b[:, 0], strict=True):
+        surfaces = _surfaces(x, wanted, scale), _surfaces(y, wanted, scale)
+        rows.append([_percentile95(*pair) for pair in zip(*surfaces, strict=True)])
+    return torch.tensor(rows, device=a.device)
+
+
+def _surfaces(
+    labels: Tensor, values: Sequence[int], scale: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """The surface voxels of each structure in one map: ``(points, D)`` each, in mm."""
+    labels = labels.long().cpu()
+    surface = torch.zeros_like(labels, dtype=torch.bool)
+    for axis, size in enumerate(labels.shape):
+        differs = labels.diff(dim=axis) != 0  # between each voxel and the next one
+        surface.narrow(axis, 0, size - 1).logical_or_(differs)
+        surface.narrow(axis, 1, size - 1).logical_or_(differs)
+        surface.select(axis, 0).fill_(True)  # its neighbor lies outside the image
+        surface.select(axis, size - 1).fill_(True)
+    points, names = surface.nonzero().numpy() * scale, labels[surface].numpy()
+    return [points[names == value] for value in values]
+
+
+def _percentile95(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """The larger of both directions' 95th percentiles of the distance to the nearest point."""
+    if len(p) == 0 or len(q) == 0:
+        return np.nan if len(p) == len(q) else np.inf
+    there, back = KDTree(q).query(p)[0], KDTree(p).query(q)[0]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def target_registration_error(
+    fixed_points: Tensor,
+    moving_points: Tensor,
+    displacement: Tensor,
+    spacing: Sequence[float] | None = None,
+) -> Tensor:
+    """How far each landmark of the fixed image lands from its partner: ``|p + u(p) − q|``.
+
+    Points go from the fixed image to the moving one, the other way round than intensities. The
+    displacement is interpolated linearly, and extended by its border value.
+
+    Args:
+        fixed_points: ``(B, N, D)``, in voxels of the fixed image.
+        moving_points: ``(B, N, D)``, in voxels of the moving image.
+        displacement: ``(B, D, *spatial)``, in voxels, on the grid of the fixed image.
+        spacing: mm per voxel along each axis; the result is in mm with it, in voxels without.
+
+    Returns:
+        ``(B, N)``, in mm or voxels.
+
+    Raises:
+        TypeError, ValueError: on a wrong rank, shape, dtype, device or spacing, or values that are
+            not finite.
+
+    Example:
+        >>> p, u = torch.tensor([[[1.0, 1.0]]]), torch.zeros(1, 2, 4, 5)
+        >>> target_registration_error(p, p + torch.tensor([3.0, 4.0]), u)
+        tensor([[5.]])
+
+    Taught in lesson 15.
+    """
+    ndim = len(require_displacement("displacement", displacement))
+    require_points("fixed_points", fixed_points, "displacement", displacement)
+    require_points("moving_points", moving_points, "displacement", displacement)
+    require_same("moving_points", moving_points, "fixed_points", fixed_points)
+    require_finite("fixed_points", fixed_points)
+    require_finite("moving_points", moving_points)
+    require_finite("displacement", displacement)
+    landed = warp_points(at_least_float32(fixed_points), displacement)
+    miss = landed - at_least_float32(moving_points)
+    sizes = require_spacing("spacing", spacing, ndim)
+    return (miss if sizes is None else miss * sizes.to(miss)).norm(dim=2)
 
 
 def endpoint_error(
@@ -132,8 +284,41 @@ def folding_fraction(displacement: Tensor, mask: Tensor | None = None) -> Tensor
     """
     require_displacement("displacement", displacement)
     require_finite("displacement", displacement)
-    folded = jacobian_determinant(displacement).unsqueeze(1) <= 0
+    folded = jacobian_determinant(at_least_float32(displacement)).unsqueeze(1) <= 0
     return _masked_mean(at_least_float32(folded), mask)
+
+
+def sdlogj(displacement: Tensor, mask: Tensor | None = None) -> Tensor:
+    """SDlogJ as Learn2Reg reports it: the spread of ``log(det + 3)``, 0 where all volumes agree.
+
+    The standard deviation over the voxels (divided by their number) of ``log(clip(det + 3, 1e-9,
+    1e9))``, where ``det`` is :func:`~course_lib.spatial.jacobian_determinant`. The 3 is what the
+    challenge's code adds and its name does not tell: folds down to −3 count as finite, and for
+    small deformations the number is a quarter of the standard deviation of ``log(det)``. So compare
+    it with tables of Learn2Reg, not with others. Learn2Reg leaves out two voxels at each border:
+    give it a mask.
+
+    Args:
+        displacement: ``(B, D, *spatial)``, in voxels.
+        mask: ``(B, 1, *spatial)``, the voxels that count.
+
+    Returns:
+        ``(B,)``, 0 and above, without unit.
+
+    Raises:
+        TypeError, ValueError: on a wrong rank, shape or dtype, an empty mask, or values that are
+            not finite.
+
+    Source: Hering et al., "Learn2Reg: comprehensive multi-task medical image registration
+    challenge, dataset and evaluation in the era of deep learning", IEEE TMI 42(3), 2023, and the
+    evaluation code of the challenge. Taught in lesson 14.
+    """
+    require_displacement("displacement", displacement)
+    require_finite("displacement", displacement)
+    determinant = jacobian_determinant(at_least_float32(displacement)).unsqueeze(1)
+    logarithm = (determinant.double() + 3).clamp(1e-9, 1e9).log()
+    mean = _masked_mean(logarithm, mask).view(-1, *(1,) * (logarithm.ndim - 1))
+    return _masked_mean((logarithm - mean).square(), mask).sqrt().to(determinant.dtype)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ neutral value, magenta for folds.
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from IPython.display import display
@@ -23,8 +23,14 @@ from torch import Tensor
 from course_lib.drawing import FOLD_RGB, OUTLINE_RGB
 from course_lib.io import Volume
 from course_lib.spatial import identity_grid, jacobian_determinant
-from course_lib.validation import require_displacement, require_image
-from course_lib.volumes import straighten, to_voxel
+from course_lib.validation import (
+    require_displacement,
+    require_image,
+    require_number,
+    require_same,
+    require_whole,
+)
+from course_lib.volumes import require_volume, straighten, to_voxel
 
 VIEWS = (("sagittal", 1, 2), ("coronal", 0, 2), ("axial", 0, 1))
 """The three cuts through a body: name, the world axis to the right, the world axis up."""
@@ -44,7 +50,14 @@ def show(figure: Figure, alt: str) -> None:
     Args:
         figure: what to show.
         alt: what the picture shows, for screen readers and text-only terminals.
+
+    Raises:
+        TypeError, ValueError: if that is no Matplotlib figure, or the sentence is missing.
     """
+    if not isinstance(figure, Figure):
+        raise TypeError(f"figure: expected a Matplotlib figure, got {type(figure).__name__}")
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"alt: expected a sentence that says what is seen, got {alt!r}")
     display(Still(_png(figure), alt))
 
 
@@ -77,10 +90,16 @@ def images(pictures: Mapping[str, Tensor], *, limits: tuple[float, float] = (0, 
     Args:
         pictures: ``{title: (B, C, H, W)}``; the first channel is drawn.
         limits: the intensities of black and white.
+
+    Raises:
+        TypeError, ValueError: on no pictures, what is no 2D image, or limits that are no two
+            different numbers.
     """
-    figure, axes = _panels(pictures)
-    for ax, image in zip(axes, pictures.values(), strict=True):
-        drawn = ax.imshow(_plane(image), cmap="gray", vmin=limits[0], vmax=limits[1])
+    planes = {name: _plane(f"pictures[{name!r}]", x) for name, x in _named("pictures", pictures)}
+    black, white = _require_limits(limits)
+    figure, axes = _panels(list(planes))
+    for ax, plane in zip(axes, planes.values(), strict=True):
+        drawn = ax.imshow(plane, cmap="gray", vmin=black, vmax=white)
     figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
     return figure
 
@@ -94,14 +113,20 @@ def comparison(warped: Mapping[str, Tensor], fixed: Tensor) -> Figure:
     Args:
         warped: ``{name: (1, 1, H, W)}``.
         fixed: ``(1, 1, H, W)``.
+
+    Raises:
+        TypeError, ValueError: on no results, or images that are not 2D and of one shape.
     """
-    rows = len(warped)
+    named = _named("warped", warped)
+    for name, image in named:
+        _require_planes(f"warped[{name!r}]", image, "fixed", fixed)
+    rows = len(named)
     figure = Figure(figsize=(0.85 * _PANEL * 3 + 1, _PANEL * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    for row, (name, image) in zip(axes, warped.items(), strict=True):
+    for row, (name, image) in zip(axes, named, strict=True):
         row[0].imshow(overlay(image, fixed))
         row[1].imshow(checkerboard(image, fixed), cmap="gray", vmin=0, vmax=1)
-        drawn = row[2].imshow(_plane(image - fixed), cmap="RdBu_r", vmin=-1, vmax=1)
+        drawn = row[2].imshow(_plane("warped", image - fixed), cmap="RdBu_r", vmin=-1, vmax=1)
         row[0].set_ylabel(f"{name}\ni (voxels)")
     titles = ("green: warped, magenta: fixed", "checkerboard", "warped − fixed")
     for column, title in enumerate(titles):
@@ -127,15 +152,26 @@ def sections(
         point: (x, y, z) in mm, RAS, where the cuts meet, marked by a cross; None for the middle of
             each volume.
         limits: the intensities of black and white.
+
+    Raises:
+        TypeError, ValueError: on no volumes, what is no 3D volume of real numbers, a point that is
+            no three numbers, or limits that are no two different numbers.
     """
-    rows = len(volumes)
+    named = _named("volumes", volumes)
+    for name, volume in named:
+        require_volume(f"volumes[{name!r}]", volume, ndim=3)
+        if volume.image.is_complex():
+            raise TypeError(f"volumes[{name!r}]: expected real numbers, got {volume.image.dtype}")
+    place = None if point is None else _require_point(point)
+    black, white = _require_limits(limits)
+    rows = len(named)
     figure = Figure(figsize=(0.85 * _PANEL * 3 + 1, 0.85 * _PANEL * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False)
-    for row, (name, volume) in zip(axes, volumes.items(), strict=True):
+    for row, (name, volume) in zip(axes, named, strict=True):
         upright = straighten(volume)
         for ax, (view, across, up) in zip(row, VIEWS, strict=True):
-            drawn = _draw_section(ax, upright, point, across, up)
-            drawn.set_clim(*limits)
+            drawn = _draw_section(ax, upright, place, across, up)
+            drawn.set_clim(black, white)
             ax.set(title=view, xlabel=_WORLD[across], ylabel=_WORLD[up])
         row[0].set_ylabel(f"{name}\n{_WORLD[2]}")
     figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
@@ -143,7 +179,7 @@ def sections(
 
 
 def _draw_section(
-    ax: Axes, upright: Volume, point: Sequence[float] | None, across: int, up: int
+    ax: Axes, upright: Volume, point: NDArray[np.float64] | None, across: int, up: int
 ) -> AxesImage:
     """Draw one cut of a volume along the world's axes, with a cross at the point."""
     cut = 3 - across - up
@@ -162,16 +198,19 @@ def _draw_section(
 
 def overlay(warped: Tensor, fixed: Tensor) -> NDArray[np.float64]:
     """An RGB picture ``(H, W, 3)``: warped in green, fixed in magenta, gray where they agree."""
-    green, magenta = _plane(warped).clip(0, 1), _plane(fixed).clip(0, 1)
+    _require_planes("warped", warped, "fixed", fixed)
+    green, magenta = _plane("warped", warped).clip(0, 1), _plane("fixed", fixed).clip(0, 1)
     return np.stack([magenta, green, magenta], axis=-1)
 
 
 def checkerboard(a: Tensor, b: Tensor, tiles: int = 8) -> NDArray[np.float64]:
     """A picture ``(H, W)`` of squares taken from ``a`` and ``b`` in turn."""
-    height, width = _plane(a).shape
+    _require_planes("b", b, "a", a)
+    require_whole("tiles", tiles, 1)
+    height, width = a.shape[2:]
     edge = max(1, max(height, width) // tiles)
     i, j = np.indices((height, width)) // edge
-    return np.where((i + j) % 2 == 0, _plane(a), _plane(b))
+    return np.where((i + j) % 2 == 0, _plane("a", a), _plane("b", b))
 
 
 def fields(
@@ -186,13 +225,19 @@ def fields(
         displacements: ``{title: (1, 2, H, W)}``, in voxels.
         step: distance between the grid lines in voxels.
         background: ``(1, 1, H, W)``, the moving image, drawn faintly behind the grid.
+
+    Raises:
+        TypeError, ValueError: on no displacements, what is no 2D field, or a wrong step.
     """
-    columns = len(displacements)
+    named = _named("displacements", displacements)
+    for name, displacement in named:
+        _require_field(f"displacements[{name!r}]", displacement)
+    columns = len(named)
     figure = Figure(figsize=(0.85 * _PANEL * columns + 1, 2 * _PANEL), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
-    for column, (name, displacement) in enumerate(displacements.items()):
+    for column, (name, displacement) in enumerate(named):
         if background is not None:
-            axes[0, column].imshow(_plane(background), cmap="gray", vmin=0, vmax=2)
+            axes[0, column].imshow(_plane("background", background), cmap="gray", vmin=0, vmax=2)
         draw_grid(axes[0, column], displacement, step)
         axes[0, column].set_title(name)
         drawn = draw_jacobian(axes[1, column], displacement)
@@ -206,7 +251,9 @@ def fields(
 
 def draw_grid(ax: Axes, displacement: Tensor, step: int = 8) -> None:
     """Draw the lines of a regular grid at ``x + u(x)``, with folded voxels as dots."""
-    spatial = require_displacement("displacement", displacement)
+    _require_axes(ax)
+    spatial = _require_field("displacement", displacement)
+    require_whole("step", step, 1)
     u = displacement[:1].detach().cpu().double()
     i, j = (identity_grid(spatial, dtype=u.dtype) + u[0]).numpy()
     for row in range(0, spatial[0], step):
@@ -222,6 +269,8 @@ def draw_grid(ax: Axes, displacement: Tensor, step: int = 8) -> None:
 
 def draw_jacobian(ax: Axes, displacement: Tensor) -> AxesImage:
     """Draw det J: blue shrinks, red grows, magenta folds; returns what a color bar needs."""
+    _require_axes(ax)
+    _require_field("displacement", displacement)
     det = jacobian_determinant(displacement[:1].detach().cpu().double())[0].numpy()
     drawn = ax.imshow(det, cmap="RdBu_r", vmin=0, vmax=2)
     # Paler below the range would read as "shrinks a lot"; a fold is another thing altogether.
@@ -239,11 +288,15 @@ def arrows(
         background: ``(1, 1, H, W)``, drawn behind.
         step: distance between the arrows in voxels.
         title: above the picture.
+
+    Raises:
+        TypeError, ValueError: on what is no 2D field or no 2D image, or a wrong step.
     """
-    spatial = require_displacement("displacement", displacement)
+    spatial = _require_field("displacement", displacement)
+    require_whole("step", step, 1)
     figure, (ax,) = _panels([title], size=1.5 * _PANEL)
     if background is not None:
-        ax.imshow(_plane(background), cmap="gray", vmin=0, vmax=1.5)
+        ax.imshow(_plane("background", background), cmap="gray", vmin=0, vmax=1.5)
     u = displacement[0].detach().cpu().numpy()
     i, j = (axis[::step, ::step] for axis in identity_grid(spatial).numpy())
     di, dj = u[:, ::step, ::step]  # quiver wants (x, y) = (j, i)
@@ -259,13 +312,22 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     """Curves in one pair of axes, told apart by color and by dashes.
 
     Args:
-        lines: ``{name: (x, y)}``.
+        lines: ``{name: (x, y)}``, each of shape ``(N,)`` or, as a column, ``(N, 1)``.
         xlabel, ylabel: what the axes show, with units.
+
+    Raises:
+        TypeError, ValueError: on no lines, or what is no pair of equally many numbers.
     """
+    named = [
+        (name, _require_line(f"lines[{name!r}]", line)) for name, line in _named("lines", lines)
+    ]
+    for what, label in (("xlabel", xlabel), ("ylabel", ylabel)):
+        if not isinstance(label, str):
+            raise TypeError(f"{what}: expected a text, got {label!r}")
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":")
-    for number, (name, (x, y)) in enumerate(lines.items()):
+    for number, (name, (x, y)) in enumerate(named):
         ax.plot(x, y, styles[number % len(styles)], color=_CURVE_COLORS[number % 4], label=name)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
@@ -273,9 +335,7 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     return figure
 
 
-def _panels(
-    titles: Mapping[str, Tensor] | Sequence[str], size: float = _PANEL
-) -> tuple[Figure, list[Axes]]:
+def _panels(titles: Sequence[str], size: float = _PANEL) -> tuple[Figure, list[Axes]]:
     """A row of axes in voxels, one for each title."""
     figure = Figure(figsize=(0.85 * size * len(titles) + 0.8, size), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
@@ -286,8 +346,73 @@ def _panels(
     return figure, axes
 
 
-def _plane(image: Tensor) -> NDArray[np.float64]:
+def _plane(name: str, image: Tensor) -> NDArray[np.float64]:
     """The first channel of the first item, as a float array that Matplotlib can draw."""
-    if len(require_image("image", image, floating=False)) != 2:
-        raise ValueError(f"image: expected two spatial axes, got shape {tuple(image.shape)}")
+    _require_plane(name, image)
     return image[0, 0].detach().cpu().double().numpy()
+
+
+def _require_plane(name: str, image: Tensor) -> None:
+    if len(require_image(name, image, floating=False)) != 2:
+        raise ValueError(f"{name}: expected two spatial axes, got shape {tuple(image.shape)}")
+    if image.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {image.dtype}")
+
+
+def _named(name: str, entries: object) -> list[tuple[str, Any]]:
+    """The entries of a mapping from titles to what belongs under them."""
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"{name}: expected a dict {{title: …}}, got {type(entries).__name__}")
+    if not entries:
+        raise ValueError(f"{name}: expected at least one entry, got none")
+    return [(str(title), entry) for title, entry in entries.items()]
+
+
+def _require_planes(name: str, image: Tensor, other_name: str, other: Tensor) -> None:
+    """Check two images of one shape that can be drawn on each other."""
+    _require_plane(other_name, other)
+    _require_plane(name, image)
+    require_same(name, image, other_name, other, channels=False)
+
+
+def _require_field(name: str, displacement: Tensor) -> tuple[int, ...]:
+    spatial = require_displacement(name, displacement)
+    if len(spatial) != 2:
+        raise ValueError(f"{name}: expected two spatial axes, got {tuple(displacement.shape)}")
+    return spatial
+
+
+def _require_axes(ax: object) -> None:
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax: expected Matplotlib axes, got {type(ax).__name__}")
+
+
+def _require_point(point: object) -> NDArray[np.float64]:
+    try:
+        place = np.asarray(point)
+        if place.dtype.kind not in "iuf":
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"point: expected three numbers in mm, got {point!r:.80}") from None
+    if place.shape != (3,) or not np.isfinite(place).all():
+        raise ValueError(f"point: expected three finite numbers in mm, got {point!r:.80}")
+    return place.astype(np.float64)
+
+
+def _require_limits(limits: object) -> tuple[float, float]:
+    if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
+        raise TypeError(f"limits: expected two numbers, black and white, got {limits!r}")
+    black, white = (require_number("limits", value) for value in limits)
+    if black == white:
+        raise ValueError(f"limits: expected two different intensities, got {limits!r}")
+    return black, white
+
+
+def _require_line(name: str, line: object) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    try:
+        x, y = (np.asarray(values, dtype=np.float64) for values in line)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a pair (x, y) of numbers, got {line!r:.80}") from None
+    if x.shape not in ((x.size,), (x.size, 1)) or x.shape != y.shape or x.size == 0:
+        raise ValueError(f"{name}: expected as many x as y, got shapes {x.shape} and {y.shape}")
+    return x.ravel(), y.ravel()

@@ -24,6 +24,7 @@ from course_lib.validation import (
     require_image,
     require_number,
     require_option,
+    require_points,
     require_same,
     require_shape,
     require_tensor,
@@ -72,15 +73,25 @@ def identity_grid(
         where = torch.get_default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device: expected a device of torch, got {device!r}") from None
-    return _grid(sizes, dtype or torch.get_default_dtype(), where).clone()
+    axes = [torch.arange(n, dtype=dtype or torch.get_default_dtype(), device=where) for n in sizes]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-@lru_cache(maxsize=8)  # a 3D grid takes some 80 MB
-def _grid(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Shared by every call: never handed out, so that nobody changes it in place. Built outside
-    # inference mode, because a tensor born inside could not take part in a backward pass later.
+@lru_cache(maxsize=4)  # a 3D grid takes some 80 MB
+def _corner_grid(
+    shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``identity_grid(shape)`` as grid_sample counts in an image of these sizes: ``(D, *shape)``.
+
+    The image's voxel 0 is at −1, voxel n − 1 at +1. Shared by every call: never handed out, so that
+    nobody changes it in place. Built outside inference mode, because a tensor born inside could not
+    take part in a backward pass later.
+    """
     with torch.inference_mode(False):
-        axes = [torch.arange(n, dtype=dtype, device=device) for n in shape]
+        # Rounded only once: in float32 the last bit is 1/100 000 of a voxel in a large image.
+        counts = [torch.arange(n, dtype=torch.float64, device="cpu") for n in shape]
+        axes = [(2 * i - (n - 1)) / (n - 1) for i, n in zip(counts, sizes, strict=True)]
+        axes = [axis.to(device=device, dtype=dtype) for axis in axes]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
@@ -117,10 +128,13 @@ def warp(
     if image.device != displacement.device:
         raise ValueError(f"image is on {image.device} but displacement is on {displacement.device}")
     dtype = _sampling_dtype(image, displacement)
-    positions = _grid(spatial, dtype, displacement.device) + displacement.to(dtype)
+    field = displacement.to(dtype)
     if mode == "nearest":
-        return _gather_nearest(image, positions, padding)
-    return _sample_linear(image, positions.movedim(1, -1), padding)
+        return _gather_nearest(image, field, padding)
+    grid = _corner_grid(spatial, image_shape, dtype, field.device)
+    positions = torch.addcmul(grid, field, _corner_scale(image, field))  # x + u(x), in one pass
+    sampled = _sample_linear(image.to(dtype), positions, padding)
+    return (sampled + _broken(field)).to(image.dtype)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -134,42 +148,84 @@ def _sampling_dtype(image: Tensor, displacement: Tensor) -> torch.dtype:
     return torch.promote_types(dtype, image.dtype) if image.is_floating_point() else dtype
 
 
+def _corner_scale(image: Tensor, field: Tensor) -> Tensor:
+    """Corner coordinates per voxel of ``image``, along each axis: ``(D, 1, 1(, 1))``."""
+    sizes = torch.tensor(image.shape[2:], dtype=field.dtype, device=field.device)
+    return (2 / (sizes - 1)).view(-1, *(1,) * len(sizes))
+
+
 def _sample_linear(image: Tensor, positions: Tensor, padding: Padding) -> Tensor:
-    """``image`` (B, C, *spatial) at ``positions`` (B, *any D axes, D), given in voxels."""
-    sizes = torch.tensor(image.shape[2:], dtype=positions.dtype, device=positions.device)
-    normalized = positions * (2 / (sizes - 1)) - 1  # voxel 0 -> -1, voxel n - 1 -> +1
-    # On a NaN, grid_sample with border padding reads outside its memory: the process may die.
-    # It wants (x, y, z) = (k, j, i): the last array axis first.
-    grid = normalized.flip(-1).nan_to_num(0, 0, 0)
-    sampled = F.grid_sample(
-        image.to(positions.dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True
-    )
-    return (sampled + _broken(positions, -1)).to(image.dtype)
+    """``image`` (B, C, *spatial) at ``positions`` (B, D, *any D axes), in corner coordinates.
+
+    The positions are the caller's to give away: what is broken in them is changed in place.
+    """
+    # On a NaN, grid_sample with border padding reads outside its memory: the process may die. Far
+    # outside no padding has a gradient. Behind autograd's back, which would keep another copy.
+    positions.detach().nan_to_num_(-3, 3, -3)
+    # grid_sample wants (x, y, z) = (k, j, i), the last array axis first, and coordinates last.
+    grid = positions.flip(1).movedim(1, -1)  # (B, *any, D)
+    slabs = _slab_count(image)
+    for axis in range(1, grid.ndim - 1):
+        if slabs > 1 and grid.shape[axis] > 0 and grid.shape[axis] % slabs == 0:
+            return _grid_sample_in_slabs(image, grid, padding, slabs, axis)
+    return _grid_sample(image, grid, padding)
 
 
-def _broken(positions: Tensor, axis: int) -> Tensor:
-    """0 where a position is finite, NaN where it is not: added to a result, it marks the lost."""
-    return positions.detach().sum(axis).mul(0).unsqueeze(1)
+def _grid_sample(image: Tensor, grid: Tensor, padding: Padding) -> Tensor:
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
-def _gather_nearest(image: Tensor, positions: Tensor, padding: Padding) -> Tensor:
-    """``image`` at the voxels nearest to ``positions`` (B, D, *spatial); exact for any dtype."""
+def _grid_sample_in_slabs(
+    image: Tensor, grid: Tensor, padding: Padding, slabs: int, axis: int
+) -> Tensor:
+    """The same as ``_grid_sample``, with more than one core at work on one image.
+
+    On a CPU grid_sample shares out the items of a batch, so that one image keeps one core busy.
+    Here the grid is cut along an axis, and its slabs are the batch; they all read the same image,
+    which ``expand`` repeats without a copy.
+    """
+    cut = grid[0].unflatten(axis - 1, (slabs, -1)).movedim(axis - 1, 0)  # (slabs, *any, D)
+    sampled = _grid_sample(image.expand(slabs, *image.shape[1:]), cut, padding)
+    return sampled.movedim(0, axis).flatten(axis, axis + 1).unsqueeze(0)  # (1, C, *any)
+
+
+def _slab_count(image: Tensor) -> int:
+    """How many slabs keep the cores busy; 1 where a batch does, or where there is a GPU."""
+    if image.shape[0] > 1 or image.device.type != "cpu":
+        return 1
+    # In the backward pass each slab fills a gradient image of its own: two are enough.
+    return min(torch.get_num_threads(), 2 if image.requires_grad else 8)
+
+
+def _broken(field: Tensor) -> Tensor:
+    """0 where a field (B, D, *any) is finite, NaN where not: added to a result, it marks the lost.
+
+    The shape is ``(B, 1, *any)``.
+    """
+    return field.detach().sum(1, keepdim=True).mul_(0)
+
+
+def _gather_nearest(image: Tensor, field: Tensor, padding: Padding) -> Tensor:
+    """``image`` at the voxels nearest to ``x + field(x)``; exact for any dtype."""
     if signed := _SAME_BITS.get(image.dtype):
-        return _gather_nearest(image.view(signed), positions, padding).view(image.dtype)
-    flat = torch.zeros_like(positions[:, 0], dtype=torch.long)
-    inside = torch.ones_like(flat, dtype=torch.bool)
-    for axis, size in enumerate(image.shape[2:]):
-        # Far and broken positions are made "just outside" before they have to fit a whole number.
-        index = positions[:, axis].nan_to_num(-1).round().clamp(-1, size).long()
-        inside &= (index >= 0) & (index < size)
-        flat = flat * size + index.clamp(0, size - 1)
-    flat = flat.unsqueeze(1).expand(-1, image.shape[1], *positions.shape[2:])
+        return _gather_nearest(image.view(signed), field, padding).view(image.dtype)
+    flat = torch.zeros_like(field[:, 0], dtype=torch.long)
+    outside = torch.zeros_like(flat, dtype=torch.bool)
+    for axis, (size, length) in enumerate(zip(image.shape[2:], field.shape[2:], strict=True)):
+        start = torch.arange(length, dtype=field.dtype, device=field.device)
+        start = start.view(-1, *(1,) * (field.ndim - 3 - axis))
+        place = field[:, axis].add(start).round_()
+        # Only what is in reach can become a whole number; a NaN goes to 0, and differs from it.
+        reached = place.nan_to_num(0, size, 0).clamp(0, size - 1)
+        outside |= place != reached
+        flat = torch.add(reached.long(), flat, alpha=size)
+    flat = flat.unsqueeze(1).expand(-1, image.shape[1], *flat.shape[1:])  # (B, C, *spatial)
     sampled = image.flatten(2).gather(2, flat.flatten(2)).view(flat.shape)
     if padding == "zeros":
-        sampled = sampled.masked_fill(~inside.unsqueeze(1), 0)
+        sampled = sampled.masked_fill(outside.unsqueeze(1), 0)
     if not image.is_floating_point():
         return sampled  # there is no NaN among labels: a broken position counts as outside
-    return sampled + _broken(positions, 1).to(image.dtype)
+    return sampled + _broken(field).to(image.dtype)
 
 
 def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
@@ -190,21 +246,13 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     Taught in lesson 11.
     """
     ndim = len(require_displacement("displacement", displacement))
-    require_tensor("points", points)
-    if points.ndim != 3 or points.shape[0] != displacement.shape[0] or points.shape[2] != ndim:
-        raise ValueError(
-            f"points: expected shape (B, N, D) = ({displacement.shape[0]}, N, {ndim}), "
-            f"got {tuple(points.shape)}"
-        )
-    if not points.is_floating_point():
-        raise TypeError(f"points: expected a floating dtype, got {points.dtype}")
-    if points.device != displacement.device:
-        raise ValueError(f"points are on {points.device} but displacement on {displacement.device}")
+    require_points("points", points, "displacement", displacement)
     dtype = _sampling_dtype(points, displacement)
-    field = displacement.to(dtype)
-    positions = points.to(dtype).view(*points.shape[:2], *(1,) * (ndim - 1), ndim)
-    moved = _sample_linear(field, positions, "border")  # (B, D, N, 1(, 1))
-    return (points + moved.flatten(2).transpose(1, 2)).to(points.dtype)
+    field, start = displacement.to(dtype), points.to(dtype).mT  # start: (B, D, N)
+    start = start.unflatten(2, (-1, *(1,) * (ndim - 1)))  # (B, D, N, 1(, 1)): a thin grid
+    positions = start * _corner_scale(field, field) - 1
+    moved = start + _sample_linear(field, positions, "border") + _broken(start)
+    return moved.flatten(2).mT.to(points.dtype)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -252,10 +300,73 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """
     require_displacement("velocity", velocity)
     steps = require_whole("steps", steps, 0)
-    displacement = velocity / 2**steps
+    displacement = at_least_float32(velocity) / 2**steps
     for _ in range(steps):
         displacement = compose(displacement, displacement)
-    return displacement
+    return displacement.to(velocity.dtype)
+
+
+def invert(displacement: Tensor, *, tolerance: float = 1e-3, iterations: int = 50) -> Tensor:
+    """The displacement ``w`` of the inverse map: ``y + w(y) + u(y + w(y)) = y``.
+
+    So ``w(y) = −u(y + w(y))``, found by repetition. The residual ``r(y) = w(y) + u(y + w(y))`` is
+    how far ``y`` misses itself after the way back and there again; from ``w = 0`` on, every step is
+    ``w ← w − r``. The residual shrinks while the slope of ``u`` stays below 1. Where it does not
+    shrink by a tenth, the steps of that voxel become half as long (an eighth at the least), which
+    also inverts most maps that stretch more. Outside the grid ``u`` has its border value.
+
+    It stops when no residual is above ``tolerance``, or after ``iterations``. Where a map folds, or
+    is bent too much, the result is finite and wrong: ask ``compose(displacement, w)``, which *is*
+    the residual.
+
+    Differentiable through every iteration, with memory that grows with their number; under
+    ``torch.no_grad()`` it keeps a few fields. Where nobody can look at values (``torch.vmap``, the
+    meta device), it takes all iterations.
+
+    Args:
+        displacement: ``(B, D, *spatial)``, in voxels.
+        tolerance: in voxels, 0 or more; holds for every component, voxel and item of the batch.
+        iterations: how many steps at most, 1 or more.
+
+    Returns:
+        ``(B, D, *spatial)``, in voxels, on the grid of the moving image.
+
+    Raises:
+        TypeError, ValueError: on a wrong rank, shape, dtype, tolerance or number of iterations.
+
+    Example:
+        >>> invert(torch.full((1, 2, 2, 2), 3.0)).unique()
+        tensor([-3.])
+
+    Source: Chen, Lu, Chen, Ruchala, Olivera, "A simple fixed-point approach to invert a deformation
+    field", Medical Physics 35(1), 2008; the halving is ours. Taught in lesson 17; lesson 11 shows
+    it in one dimension.
+    """
+    require_displacement("displacement", displacement)
+    require_number("tolerance", tolerance, 0)
+    iterations = require_whole("iterations", iterations, 1)
+    field = at_least_float32(displacement)
+    inverse, residual = torch.zeros_like(field), field
+    step = torch.ones_like(field[:, :1])
+    for _ in range(iterations):
+        if _all_below(residual, tolerance):
+            break
+        before = _length(residual)
+        inverse = inverse - step * residual
+        residual = compose(field, inverse)
+        step = torch.where(_length(residual) < 0.9 * before, step, (step / 2).clamp(min=1 / 8))
+    return inverse.to(displacement.dtype)
+
+
+def _length(field: Tensor) -> Tensor:
+    return field.detach().norm(dim=1, keepdim=True)
+
+
+def _all_below(values: Tensor, bound: float) -> bool:
+    try:
+        return bool(values.detach().abs().max() <= bound)
+    except RuntimeError:  # values that nobody can look at, under vmap or on the meta device
+        return False
 
 
 def resize_image(image: Tensor, shape: Sequence[int]) -> Tensor:
@@ -398,7 +509,7 @@ def affine_displacement(matrix: Tensor, shape: Sequence[int]) -> Tensor:
         )
     if not matrix.is_floating_point():
         raise TypeError(f"matrix: expected a floating dtype, got {matrix.dtype}")
-    grid = _grid(sizes, matrix.dtype, matrix.device)
+    grid = identity_grid(sizes, dtype=matrix.dtype, device=matrix.device)
     center = torch.tensor(sizes, dtype=matrix.dtype, device=matrix.device).sub(1).div(2)
     centered = grid.flatten(1) - center.view(-1, 1)  # (D, voxels)
     linear, shift = matrix[:, :, :ndim], matrix[:, :, ndim:]
@@ -443,11 +554,26 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
     Taught in lesson 14.
     """
-    J = jacobian(displacement).movedim((1, 2), (0, 1))  # (D, D, B, *spatial)
-    if J.shape[0] == 2:
-        return J[0, 0] * J[1, 1] - J[0, 1] * J[1, 0]
-    return (
-        J[0, 0] * (J[1, 1] * J[2, 2] - J[1, 2] * J[2, 1])
-        - J[0, 1] * (J[1, 0] * J[2, 2] - J[1, 2] * J[2, 0])
-        + J[0, 2] * (J[1, 0] * J[2, 1] - J[1, 1] * J[2, 0])
-    )
+    ndim = len(require_displacement("displacement", displacement))
+    # jacobian's numbers, but each slope in memory of its own instead of interleaved with the
+    # others (a fraction of the time), and in 3D never more than two rows at once.
+    if ndim == 2:
+        (a, b), (c, d) = _slopes(displacement, 0), _slopes(displacement, 1)
+        return _cross(a, d, b, c)
+    (d, e, f), (g, h, i) = _slopes(displacement, 1), _slopes(displacement, 2)
+    normal = _cross(e, i, f, h), _cross(f, g, d, i), _cross(d, h, e, g)  # row 1 × row 2
+    del d, e, f, g, h, i
+    a, b, c = _slopes(displacement, 0)
+    return torch.addcmul(torch.addcmul(a * normal[0], b, normal[1]), c, normal[2])
+
+
+def _slopes(displacement: Tensor, a: int) -> tuple[Tensor, ...]:
+    """Row ``a`` of the Jacobian: ``δ_ab + ∂u_a/∂x_b`` for each ``b``, each ``(B, *spatial)``."""
+    slopes = torch.gradient(displacement[:, a], dim=tuple(range(1, displacement.ndim - 1)))
+    slopes[a].add_(1)
+    return slopes
+
+
+def _cross(a: Tensor, d: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a d − b c``."""
+    return torch.addcmul(a * d, b, c, value=-1)

@@ -94,6 +94,25 @@ def require_same(
         )
 
 
+def require_points(name: str, points: object, like_name: str, like: Tensor) -> Tensor:
+    """Check points ``(B, N, D)``, floating, against the displacement that moves them.
+
+    Returns:
+        The points, unchanged.
+    """
+    tensor = require_tensor(name, points)
+    batch, ndim = like.shape[0], like.ndim - 2
+    if tensor.ndim != 3 or tensor.shape[0] != batch or tensor.shape[2] != ndim:
+        raise ValueError(
+            f"{name}: expected shape (B, N, D) = ({batch}, N, {ndim}), got {tuple(tensor.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device} but {like_name} is on {like.device}")
+    return tensor
+
+
 def require_option(name: str, value: object, options: Sequence[str]) -> None:
     """Check that ``value`` is one of ``options``."""
     if value not in options:

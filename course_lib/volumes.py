@@ -133,7 +133,7 @@ def reorient(volume: Volume, axes: str = "RAS") -> Volume:
 
     Taught in lesson 10.
     """
-    shape = _require_volume("volume", volume, ndim=3)
+    shape = require_volume("volume", volume, ndim=3)
     wanted, now = _require_axes("axes", axes), orientation(volume.affine)
     order = [next(k for k in range(3) if {now[k], w} <= set(_ends(w))) for w in wanted]
     flipped = [k for k in range(3) if now[k] not in wanted]
@@ -165,7 +165,7 @@ def crop_or_pad(volume: Volume, shape: Sequence[int], value: float = 0.0) -> Vol
 
     Taught in lesson 10.
     """
-    old = _require_volume("volume", volume)
+    old = require_volume("volume", volume)
     new = _require_sizes("shape", shape, len(old))
     fill = require_number("value", value)
     before = [int((n - o) / 2) for n, o in zip(new, old, strict=True)]  # rounds toward 0
@@ -227,7 +227,7 @@ def resample(volume: Volume, spacing: Sequence[float], mode: Mode = "linear") ->
 
     Taught in lesson 10.
     """
-    shape = np.array(_require_volume("volume", volume))
+    shape = np.array(require_volume("volume", volume))
     ndim = len(shape)
     wanted = require_spacing("spacing", spacing, ndim)
     if wanted is None:
@@ -262,8 +262,8 @@ def resample_like(volume: Volume, target: Volume, mode: Mode = "linear") -> Volu
 
     Taught in lesson 10.
     """
-    _require_volume("volume", volume, ndim=3)
-    shape = _require_volume("target", target, ndim=3)
+    require_volume("volume", volume, ndim=3)
+    shape = require_volume("target", target, ndim=3)
     return _sample(volume, target.affine, shape, mode, "zeros")
 
 
@@ -426,7 +426,7 @@ def _require_affine(name: str, affine: ArrayLike) -> Affine:
     return matrix
 
 
-def _require_volume(name: str, volume: object, ndim: int | None = None) -> tuple[int, ...]:
+def require_volume(name: str, volume: object, ndim: int | None = None) -> tuple[int, ...]:
     """Check a volume of one image; returns its spatial shape."""
     if not isinstance(volume, Volume):
         raise TypeError(f"{name}: expected a Volume, got {type(volume).__name__}")

@@ -13,9 +13,11 @@ import signal
 import stat
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,42 @@ def test_what_tests_need_includes_what_learners_need(
     assert ".[dev]" in calls(tmp_path)[1]
     environment.prepare(course, "lab", pip=pip())
     assert len(calls(tmp_path)) == 2
+
+
+def test_benchmarks_get_their_peers_and_ants_without_what_it_asks_for(
+    course: Path, pip: Pip, tmp_path: Path
+) -> None:
+    environment.prepare(course, "dev", pip=pip())
+    assert len(calls(tmp_path)) == 1 and not environment.is_ready(course, "bench")
+    environment.prepare(course, "bench", pip=pip())
+    peers, ants = calls(tmp_path)[1:]
+    assert ".[bench]" in peers and "--constraint" in peers and "--no-deps" not in peers
+    assert "--no-deps" in ants and ants[-1].startswith("antspyx==") and "--editable" not in ants
+    for level in environment.LEVELS:
+        assert environment.is_ready(course, level)
+    environment.prepare(course, "lab", pip=pip())
+    assert len(calls(tmp_path)) == 3
+
+
+def test_benchmarks_are_not_ready_while_one_of_two_steps_failed(
+    course: Path, pip: Pip, tmp_path: Path
+) -> None:
+    failing = "sys.exit('--no-deps' in sys.argv)"
+    with pytest.raises(environment.Trouble, match=r"The set-up stopped: .*setup\.log"):
+        environment.prepare(course, "bench", pip=pip(code=failing))
+    assert len(calls(tmp_path)) == 2 and not environment.is_ready(course, "lab")
+    environment.prepare(course, "bench", pip=pip())
+    assert environment.is_ready(course, "bench")
+
+
+def test_every_level_is_an_extra_and_has_a_target() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, makefile = declared["optional-dependencies"], (ROOT / "Makefile").read_text()
+    for lower, level in pairwise(environment.LEVELS):
+        assert any(f"registration-course[{lower}" in line for line in extras[level])
+    for level in environment.LEVELS:
+        target = environment.MAKES[level].removeprefix("make ")
+        assert f"\n{target}:\n\t@$(need_python)\n\t@$(setup) {level} --run " in makefile
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -395,7 +433,7 @@ def test_make_alone_explains_itself() -> None:
 
 
 @NEEDS_MAKE
-@pytest.mark.parametrize("target", ["lab", "doctor", "wheelhouse", "test", "build"])
+@pytest.mark.parametrize("target", ["lab", "doctor", "wheelhouse", "test", "build", "bench"])
 def test_make_without_python_says_so(target: str) -> None:
     done = run("make", target, "PYTHON=no-such-python")
     assert done.returncode != 0
@@ -420,6 +458,10 @@ def test_make_passes_on_what_it_is_told() -> None:
     )
     assert recipe("doctor") == "python3 -m course_lib.doctor"
     # Printed as two lines of the shell, unlike the others.
+    bench = run("make", "-n", "bench", "PYTHON=python3", "QUICK=1", "ONLY=warp").stdout
+    assert " ".join(bench.replace("\\\n", " ").split()).endswith(
+        setup + 'bench --run -m benchmarks.primitives --quick --only "warp"'
+    )
     wheels = run("make", "-n", "wheelhouse", "PLATFORM=windows", "PY=3.12", "TORCH_INDEX=https://x")
     assert " ".join(wheels.stdout.replace("\\\n", " ").split()).endswith(
         'python3 -m authoring.wheelhouse --torch-index "https://x" --platform "windows" '
@@ -462,7 +504,7 @@ def test_the_constraints_hold_every_package_and_nothing_of_this_machine() -> Non
     pinned = dict(
         line.split("==") for line in text.splitlines() if line and not line.startswith("#")
     )
-    extras = frozenset(freeze.EXTRAS) - {"viewer"}  # which `make test` does not install
+    extras = frozenset(freeze.EXTRAS) - {"viewer", "bench"}  # `make test` does not install these
     missing = set(freeze.closure(freeze.PROJECT, extras)) - set(pinned)
     assert missing == set(), "run python -m authoring.freeze"
     assert not any(name.startswith(freeze.ONLY_FOR_CUDA) for name in pinned)

@@ -1,4 +1,4 @@
-"""NIfTI files come in whole, with their place in the world, or not at all."""
+"""NIfTI files come in and go out whole, with their place in the world, or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
-from course_lib.io import Volume, load_nifti
+from course_lib import io
+from course_lib.io import Volume, load_nifti, save_displacement, save_nifti
 
 VALUES = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
 AFFINE = np.array([[0, -2.0, 0, 5], [3.0, 0, 0, 6], [0, 0, 4.0, 7], [0, 0, 0, 1]])
@@ -81,6 +83,138 @@ def test_the_image_is_a_tensor_of_its_own(tmp_path):
 def test_nifti2_is_nifti_too(tmp_path):
     nib.save(nib.Nifti2Image(VALUES, AFFINE), tmp_path / "a.nii")
     assert load_nifti(tmp_path / "a.nii").image.shape == (1, 1, 4, 5, 6)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
+def test_the_headers_unit_of_length_counts(tmp_path, unit, mm):
+    image = nib.Nifti1Image(VALUES, np.diag([2.0, 3.0, 4.0, 1.0]))
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii")
+    volume = load_nifti(tmp_path / "a.nii")
+    assert volume.spacing == pytest.approx((2 * mm, 3 * mm, 4 * mm))
+    np.testing.assert_allclose(volume.affine, np.diag([2 * mm, 3 * mm, 4 * mm, 1.0]))
+
+
+# -------------------------------------------------------------------------------------- saving
+
+IMAGE = torch.from_numpy(VALUES)[None, None]
+LABELS = (IMAGE * 5).long()
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("image", [IMAGE, LABELS, IMAGE[..., 0], LABELS[..., 0]])
+def test_what_is_saved_is_loaded(tmp_path, image, name):
+    for given in (tmp_path / name, str(tmp_path / name)):
+        save_nifti(given, image, AFFINE)
+        volume = load_nifti(given)
+        torch.testing.assert_close(volume.image, image.float(), rtol=0, atol=0)
+        np.testing.assert_array_equal(volume.affine, AFFINE)
+    assert [path.name for path in tmp_path.iterdir()] == [name], "a draft is left behind"
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        (LABELS, np.uint8),
+        (IMAGE > 0.5, np.uint8),
+        (LABELS.to(torch.int16), np.uint8),
+        (LABELS - 1, np.int16),
+        (LABELS * 200, np.int16),
+        (LABELS * 20_000, np.int32),
+        ((LABELS * 16_000).to(torch.uint16), np.int32),
+        (IMAGE, np.float32),
+        (IMAGE.double(), np.float32),
+        (IMAGE.half(), np.float32),
+        (IMAGE.bfloat16(), np.float32),
+    ],
+)
+def test_each_dtype_is_stored_small_and_exact(tmp_path, values, stored):
+    save_nifti(tmp_path / "a.nii", values, AFFINE)
+    file = nib.load(tmp_path / "a.nii")
+    assert file.get_data_dtype() == stored
+    # Not scaled either: what other programs read as labels are labels.
+    assert file.dataobj.slope == 1 and file.dataobj.inter == 0
+    expected = values.float()[0, 0].numpy()
+    np.testing.assert_array_equal(np.asarray(file.dataobj, dtype=np.float32), expected)
+
+
+def test_gradients_and_views_are_no_obstacle(tmp_path):
+    image = IMAGE.clone().requires_grad_().flip(2).transpose(3, 4)
+    save_nifti(tmp_path / "a.nii", image, AFFINE.tolist())
+    torch.testing.assert_close(load_nifti(tmp_path / "a.nii").image, image.detach())
+
+
+@pytest.mark.parametrize("flip", range(8))
+def test_simpleitk_puts_the_image_where_we_do(tmp_path, flip):
+    rotation, _ = np.linalg.qr(np.random.default_rng(flip).normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * [2.0, 0.7, 1.3] * [(-1) ** (flip >> axis & 1) for axis in range(3)]
+    affine[:3, 3] = [30, -40, 50]
+    save_nifti(tmp_path / "a.nii.gz", IMAGE, affine)
+    read = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read).T, VALUES)
+    there = read.TransformIndexToPhysicalPoint((1, 2, 3))
+    ours = affine @ [1, 2, 3, 1] * [-1, -1, 1, 1]  # RAS to LPS
+    np.testing.assert_allclose(there, ours[:3], atol=1e-4)
+
+
+def test_a_sheared_grid_comes_back_and_itk_does_not_take_it_for_another(tmp_path):
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[0, 1] = 0.5
+    save_nifti(tmp_path / "a.nii", IMAGE, affine)
+    np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii").affine, affine)
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(tmp_path / "a.nii"))
+
+
+def test_the_same_image_makes_the_same_file(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_nifti(tmp_path / name, IMAGE, AFFINE)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_file_is_readable_by_whom_the_folder_lets(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    save_nifti(tmp_path / "a.nii", IMAGE, AFFINE)
+    assert (tmp_path / "a.nii").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    save_nifti(tmp_path / "a.nii", IMAGE, AFFINE)
+    before = (tmp_path / "a.nii").read_bytes()
+
+    def full_disk(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(io.Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_nifti(tmp_path / "a.nii", IMAGE + 1, AFFINE)
+    with pytest.raises(OSError, match="No space left"):
+        save_displacement(tmp_path / "a.nii", torch.zeros(1, 3, 4, 5, 6), AFFINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii"], "a draft is left behind"
+    assert (tmp_path / "a.nii").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "word"),
+    [
+        ("a.mha", ValueError, "ends in .nii or .nii.gz"),
+        ("a", ValueError, "ends in .nii or .nii.gz"),
+        ("nothing/a.nii", FileNotFoundError, "no such folder"),
+        ("folder.nii", ValueError, "is a folder"),
+    ],
+)
+def test_no_file_is_written_where_none_belongs(tmp_path, path, error, word):
+    (tmp_path / "folder.nii").mkdir()
+    for save in (
+        lambda: save_nifti(tmp_path / path, IMAGE, AFFINE),
+        lambda: save_displacement(tmp_path / path, torch.zeros(1, 3, 4, 5, 6), AFFINE),
+    ):
+        with pytest.raises(error, match=rf"^path: .*{word}"):
+            save()
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder.nii"]
 
 
 # ------------------------------------------------------------------------------------ refusals

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from course_lib.metrics import correlation, dice, endpoint_error, folding_fraction
-from course_lib.spatial import affine_displacement
+from course_lib.metrics import (
+    correlation,
+    dice,
+    endpoint_error,
+    folding_fraction,
+    hausdorff95,
+    sdlogj,
+    target_registration_error,
+)
+from course_lib.spatial import affine_displacement, jacobian_determinant
 
 SHAPES = [(8, 11), (5, 7, 6)]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -236,3 +244,155 @@ def test_correlation_with_a_constant_image_has_no_value(dtype):
     other = torch.rand(1, 1, 111, 91, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert correlation(constant, other).isnan() and correlation(other, constant).isnan()
     assert correlation(1000 + other, other).item() == pytest.approx(1, abs=1e-6)
+
+
+# -------------------------------------------------------------- dice: small and large labels
+
+
+def test_dice_knows_no_border_between_small_and_large_labels():
+    # Below 1024 labels count as they are, from there on they are numbered anew.
+    a, b = label_maps((8, 11), (0, 1, 2, 1022))
+    for shift in (0, 1, 2, 5000):
+        x, y = (torch.where(m == 1022, 1022 + shift, m) for m in (a, b))
+        values = [1022 + shift, 2, 7, 1]
+        expected = loop_dice(x, y, values)
+        np.testing.assert_allclose(dice(x, y, values).numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(dice(x, y).numpy(), expected[:, [3, 1, 0]], rtol=1e-6)
+        assert dice(x, y, [7, 9000, -3]).isnan().all()
+
+
+def test_dice_counts_every_voxel_of_more_than_one_chunk():
+    a, b = label_maps((150, 131), batch=1)
+    assert a.numel() > 2**14
+    np.testing.assert_allclose(dice(a, b).numpy(), loop_dice(a, b, [1, 2, 5]), rtol=1e-6)
+    np.testing.assert_allclose(dice(a.mT, b.mT).numpy(), loop_dice(a, b, [1, 2, 5]), rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------------- hausdorff95
+
+
+def test_hausdorff95_of_the_absent():
+    a = torch.tensor([[1, 1, 0], [0, 0, 0]])[None, None]
+    b = torch.tensor([[0, 0, 0], [2, 0, 0]])[None, None]
+    one, two, nine, zero = hausdorff95(a, b, values=[1, 2, 9, 0])[0].tolist()
+    assert one == two == math.inf and math.isnan(nine) and 0 <= zero < math.inf
+    assert hausdorff95(a, a).tolist() == [[0.0]]
+    assert hausdorff95(a, b).shape == (1, 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(step=st.integers(0, 3), axis=st.integers(0, 1))
+@lawful
+def test_a_block_moved_by_whole_voxels_is_as_far_away(shape, step, axis):
+    n = len(shape)
+    spacing = (0.5, 2.0, 3.0)[:n]
+    a = torch.zeros(2, 1, *shape).long()
+    a[(slice(None), 0, *(slice(0, 2),) * n)] = 4
+    b = a.roll(step, dims=2 + axis)
+    assert hausdorff95(a, b).tolist() == [[step]] * 2
+    assert hausdorff95(a, b, spacing).tolist() == [[step * spacing[axis]]] * 2
+
+
+def test_five_percent_of_outliers_are_not_counted():
+    a = torch.zeros(1, 1, 60, 60).long()
+    a[0, 0, 5, 5:45] = 1  # a line is all surface: 40 voxels
+    b = a.clone()
+    b[0, 0, 55, 5] = 1  # one voxel in 41, 50 voxels away
+    assert hausdorff95(a, b).item() == 0
+    b[0, 0, 55, 5:15] = 1  # ten in 50
+    assert hausdorff95(a, b).item() == 50
+    assert hausdorff95(b, a).item() == 50
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.uint16])
+def test_hausdorff95_takes_every_integer_dtype(dtype):
+    a, b = label_maps((8, 11))
+    ours = hausdorff95(a.to(dtype), b.to(dtype), np.array([1.0, 2.0]))
+    assert torch.equal(ours, hausdorff95(a, b, (1.0, 2.0))) and ours.dtype == torch.float32
+
+
+# --------------------------------------------------------------------- target_registration_error
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_landmarks_of_a_known_map_miss_by_what_they_were_moved(shape, dtype):
+    n = len(shape)
+    matrix = torch.eye(n, n + 1).double().repeat(2, 1, 1)
+    matrix[:, 0, 1], matrix[0, :, n], matrix[1, :, n] = 0.1, 0.7, -0.4
+    center = (torch.tensor(shape).double() - 1) / 2
+    fixed = 1 + torch.rand(2, 6, n, generator=torch.Generator().manual_seed(0)).double() * (
+        torch.tensor(shape) - 3
+    )
+    moving = torch.einsum("bij,bnj->bni", matrix[:, :, :n], fixed - center)
+    moving = moving + matrix[:, None, :, n] + center
+    miss = torch.tensor([1.0, -2.0, 2.0]).double()[:n]
+    field = affine_displacement(matrix, shape)
+    spacing = (2.0, 1.0, 0.5)[:n]
+    arguments = [x.to(dtype) for x in (fixed, moving + miss, field)]
+    tolerance = {torch.float16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}[dtype]
+    ours = target_registration_error(*arguments)
+    assert ours.shape == (2, 6) and ours.dtype == torch.promote_types(dtype, torch.float32)
+    assert ours.double().numpy() == pytest.approx(float(miss.norm()), abs=tolerance)
+    in_mm = float((miss * torch.tensor(spacing)).norm())
+    ours = target_registration_error(*arguments, spacing)
+    assert ours.double().numpy() == pytest.approx(in_mm, abs=tolerance)
+
+
+def test_points_go_from_the_fixed_image_to_the_moving_one():
+    p, q = torch.tensor([[[2.0, 3.0]]]), torch.tensor([[[4.0, 3.0]]])
+    field = torch.zeros(1, 2, 8, 9)
+    field[:, 0] = 2
+    assert target_registration_error(p, q, field).item() == 0
+    assert target_registration_error(q, p, field).item() == 4
+    assert target_registration_error(p[:, :0], q[:, :0], field).shape == (1, 0)
+
+
+# ------------------------------------------------------------------------------------------ sdlogj
+
+
+def learn2reg_sdlogj(field: np.ndarray) -> float:
+    """As the challenge computes it: central differences, two voxels less at each side, + 3."""
+    n = field.shape[0]
+    J = np.stack([np.stack(np.gradient(u)) for u in field]) + np.eye(n).reshape(n, n, *(1,) * n)
+    J = J[(..., *(slice(2, -2),) * n)]
+    determinant = np.linalg.det(np.moveaxis(J, (0, 1), (-2, -1)))
+    return float(np.log((determinant + 3).clip(1e-9, 1e9)).std())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sdlogj_is_learn2regs_for_each_item(shape, dtype):
+    n = len(shape)
+    # From calm to torn: determinants below −3, which the clip holds, are among the last.
+    strength = torch.tensor([0.02, 0.5, 8.0]).view(3, *(1,) * (n + 1))
+    field = torch.randn(3, n, *shape, generator=torch.Generator().manual_seed(0)) * strength
+    mask = torch.zeros(3, 1, *shape)
+    mask[(slice(None), 0, *(slice(2, -2),) * n)] = 1
+    expected = [learn2reg_sdlogj(u.double().numpy()) for u in field]
+    assert expected[2] > 5 > expected[1] > 10 * expected[0]
+    ours = sdlogj(field.to(dtype), mask)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-3)
+    assert torch.equal(sdlogj(field.to(dtype), mask.bool()), ours)
+    everywhere = sdlogj(field.to(dtype))
+    torch.testing.assert_close(everywhere, sdlogj(field.to(dtype), torch.ones_like(mask)))
+    assert not torch.allclose(everywhere, ours)
+
+
+def test_sdlogj_is_zero_where_all_volumes_agree_and_a_quarter_of_log_det_for_calm_fields():
+    matrix = torch.tensor([[[1.2, 0.3, 2], [0, 0.9, 1]], [[1.0, 0, 0], [0, 1, 0]]])
+    assert sdlogj(affine_displacement(matrix, (12, 14))).tolist() == pytest.approx([0, 0], abs=1e-6)
+    calm = 1e-3 * torch.randn(1, 2, 30, 31, generator=torch.Generator().manual_seed(0)).double()
+    plain = jacobian_determinant(calm).log().std(correction=0).item()
+    assert sdlogj(calm).item() == pytest.approx(plain / 4, rel=1e-2)
+
+
+def test_new_metrics_leave_their_arguments_alone():
+    a, b = label_maps((8, 11))
+    points, field, mask = torch.ones(2, 3, 2), torch.rand(2, 2, 8, 11), torch.ones(2, 1, 8, 11)
+    arguments = (a, b, points, field, mask)
+    copies = [x.clone() for x in arguments]
+    hausdorff95(a, b, (1.0, 2.0)), sdlogj(field, mask)
+    target_registration_error(points, points, field, (1.0, 2.0))
+    assert all(torch.equal(x, y) for x, y in zip(arguments, copies, strict=True))

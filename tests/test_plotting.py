@@ -133,3 +133,9 @@ def test_sections_through_the_middle_and_beyond_the_end() -> None:
     assert figure.axes[0].images[0].get_clim() == (0, 2)
     assert all("mm" in ax.get_xlabel() and "mm" in ax.get_ylabel() for ax in figure.axes[:6])
     assert plotting.sections({"a": volume()}, point=(1000, -1000, 0)).axes
+
+
+def test_a_curve_may_be_a_column():
+    x = torch.arange(4.0)[:, None]
+    (line,) = plotting.curves({"a": (x, 2 * x)}, xlabel="x", ylabel="y").axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 0], [1, 2], [2, 4], [3, 6]]

@@ -20,6 +20,7 @@ from course_lib.spatial import (
     compose,
     identity_grid,
     integrate,
+    invert,
     jacobian,
     jacobian_determinant,
     resize_displacement,
@@ -129,7 +130,7 @@ def test_a_grid_changed_in_place_harms_nobody():
 
 
 def test_a_grid_built_in_inference_mode_serves_autograd_later():
-    spatial._grid.cache_clear()
+    spatial._corner_grid.cache_clear()
     image, field = rand(1, 1, 6, 7), smooth_field((6, 7), batch=1)
     with torch.inference_mode():
         warp(image, field)
@@ -347,7 +348,7 @@ def test_the_gradient_of_a_broken_field_does_not_kill_the_process():
 
 
 def test_floor_one_works_under_functional_transforms():
-    spatial._grid.cache_clear()  # the first grids are built inside the transforms
+    spatial._corner_grid.cache_clear()  # the first grids are built inside the transforms
     image, fields = (
         rand(3, 1, 1, 9, 8),
         torch.stack([smooth_field((9, 8), 1, seed=s) for s in (1, 2, 3)]),
@@ -747,3 +748,137 @@ def test_resizing_takes_any_sequence_once():
     field = smooth_field((9, 8), 1, seed=1)
     expected = resize_displacement(field, (5, 12))
     torch.testing.assert_close(resize_displacement(field, (n for n in (5, 12))), expected)
+
+
+# ---------------------------------------------------------------------------------------- invert
+
+
+@pytest.mark.parametrize("shape", SMOOTH_SHAPES)
+def test_the_inverse_of_an_affine_field_is_that_of_the_inverse_matrix(shape):
+    n = len(shape)
+    matrix = matrices(n, 0.05, 1.0)
+    square = torch.cat([matrix, torch.zeros(2, 1, n + 1).double()], dim=1)
+    square[:, n, n] = 1
+    exact = affine_displacement(torch.linalg.inv(square)[:, :n], shape)
+    ours = invert(affine_displacement(matrix, shape), tolerance=1e-12, iterations=100)
+    torch.testing.assert_close(interior(ours, 5), interior(exact, 5), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SMOOTH_SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_there_and_back_is_where_it_began(shape, dtype):
+    field = smooth_field(shape, amplitude=2.5, sigma=4.0).to(dtype)
+    inverse = invert(field)
+    assert inverse.dtype == dtype
+    assert compose(field, inverse).abs().max() <= 1e-3  # the promise, also at the border
+    other_way = compose(inverse, field)  # of the interpolated inverse: not promised to the digit
+    assert interior(other_way, 4).abs().max() < 0.1
+    assert interior(compose(field, -field), 4).abs().max() > 0.2  # minus u would not do
+
+
+@pytest.mark.parametrize("shape", SMOOTH_SHAPES)
+def test_the_inverse_of_exp_v_is_exp_minus_v(shape):
+    velocity = smooth_field(shape, amplitude=2.0, sigma=5.0)
+    difference = invert(integrate(velocity)) - integrate(-velocity)
+    assert interior(difference, 4).abs().max() < 0.03
+    assert interior(integrate(velocity) + integrate(-velocity), 4).abs().max() > 0.01
+
+
+def test_the_tolerance_and_the_iterations_are_kept():
+    field = smooth_field(SMOOTH_SHAPES[0], amplitude=2.5)
+    residuals = []
+    for tolerance in (1e-1, 1e-3, 1e-6):
+        residuals.append(float(compose(field, invert(field, tolerance=tolerance)).abs().max()))
+        assert residuals[-1] <= tolerance
+    assert residuals[0] > 1e-3 > residuals[1] > 1e-6  # it stops, too
+    assert torch.equal(invert(field, iterations=1), -field)
+    assert torch.equal(invert(torch.zeros_like(field)), torch.zeros_like(field))
+
+
+def test_halved_steps_invert_what_stretches_more_than_twofold():
+    # φ(x) = x + 1.5 (x − c): the slope of u is 1.5, and whole steps fly apart.
+    matrix = torch.tensor([[[2.5, 0, 0], [0, 2.5, 0]]]).double()
+    field = affine_displacement(matrix, (30, 34))
+    inverse = invert(field)
+    assert compose(field, inverse).abs().max() <= 1e-3
+    expected = affine_displacement(torch.tensor([[[0.4, 0, 0], [0, 0.4, 0]]]).double(), (30, 34))
+    torch.testing.assert_close(inverse, expected, atol=1e-3, rtol=0)
+    plain = -field
+    for _ in range(50):
+        plain = -warp(field, plain, padding="border")
+    assert (plain + warp(field, plain, padding="border")).abs().max() > 1
+
+
+def test_a_fold_has_no_inverse_and_the_residual_says_so():
+    field = smooth_field(SMOOTH_SHAPES[0], batch=1, amplitude=14.0, sigma=4.0)
+    assert jacobian_determinant(field).min() < 0
+    inverse = invert(field)
+    assert inverse.isfinite().all()
+    assert compose(field, inverse).abs().max() > 0.1
+
+
+def test_nobody_is_shortened_by_a_neighbor_in_the_batch():
+    calm, wild = smooth_field((28, 36), 1, 1.5), smooth_field((28, 36), 1, 14.0, 4.0)
+    alone, together = invert(calm, tolerance=1e-9), invert(torch.cat([calm, wild]), tolerance=1e-9)
+    torch.testing.assert_close(together[:1], alone, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 5, 3)])
+def test_the_inverse_has_the_right_gradient(shape):
+    field = (0.3 * (rand(1, len(shape), *shape) - 0.5) + 0.2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda u: invert(u, tolerance=1e-13, iterations=100), (field,), eps=1e-7, atol=1e-5
+    )
+
+
+def test_invert_works_where_nobody_can_look_at_values():
+    fields = torch.stack([smooth_field((9, 8), 1, 0.8, seed=s) for s in (1, 2)])
+    one_by_one = torch.stack([invert(u, tolerance=0.0) for u in fields])
+    torch.testing.assert_close(torch.func.vmap(invert)(fields), one_by_one)
+    slope = torch.func.grad(lambda u: invert(u).square().sum())(fields[0])
+    assert slope.isfinite().all() and slope.abs().max() > 0
+    assert invert(torch.empty(2, 2, 9, 8, device="meta")).device.type == "meta"
+
+
+def test_half_fields_are_integrated_and_inverted_in_single_precision():
+    field = smooth_field(SMOOTH_SHAPES[0], amplitude=2.5)
+    for dtype in (torch.float16, torch.bfloat16):
+        for function in (integrate, invert):
+            ours, expected = function(field.to(dtype)), function(field.to(dtype).float())
+            assert ours.dtype == dtype
+            assert torch.equal(ours, expected.to(dtype))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_jacobians_by_torch_func_are_finite_and_right(shape):
+    field = 0.4 * (rand(1, len(shape), *(3,) * len(shape)) - 0.5) + 0.2
+    for function in (lambda u: compose(u, u), jacobian_determinant, integrate):
+        forward = torch.func.jacrev(function)(field)
+        bump = 1e-6 * rand(*field.shape, seed=3)
+        change = function(field + bump) - function(field - bump)
+        along = (forward * bump).flatten(-field.ndim).sum(-1)
+        torch.testing.assert_close(along, change / 2, atol=1e-10, rtol=1e-4)
+
+
+def test_a_broken_place_has_no_gradient_and_harms_no_other():
+    image = rand(1, 1, 7, 9).requires_grad_()
+    field = smooth_field((7, 9), 1)
+    field[0, 0, 3, 4] = float("nan")
+    field.requires_grad_()
+    for padding in PADDINGS:
+        warped = warp(image, field, padding=padding)
+        assert warped.isnan().sum() == 1
+        (slope,) = torch.autograd.grad(warped[~warped.isnan()].sum(), field)
+        assert slope.isfinite().all() and bool((slope[0, :, 3, 4] == 0).all())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_whole_shifts_are_exact_to_the_last_digits(shape, dtype, tolerance):
+    image = rand(1, 1, *shape).to(dtype)
+    for axis in range(len(shape)):
+        field = torch.zeros(1, len(shape), *shape, dtype=dtype)
+        field[:, axis] = 2
+        shifted = warp(image, field).narrow(2 + axis, 0, shape[axis] - 2)
+        expected = image.narrow(2 + axis, 2, shape[axis] - 2)
+        torch.testing.assert_close(shifted, expected, atol=tolerance, rtol=0)

@@ -377,9 +377,13 @@ def test_a_fitting_python_that_is_installed_is_offered(
         check(course, house)
 
 
-def test_what_make_test_needs_is_not_in_a_wheelhouse(course: Path, house: Path) -> None:
-    with pytest.raises(Trouble, match="A wheelhouse holds what `make lab` needs"):
-        environment.prepare(course, "dev", pip=["false"], wheels=str(house))
+@pytest.mark.parametrize(("level", "target"), [("dev", "make test"), ("bench", "make bench")])
+def test_what_other_targets_need_is_not_in_a_wheelhouse(
+    course: Path, house: Path, level: str, target: str
+) -> None:
+    told = f"A wheelhouse holds what `make lab` needs, and here goes `{target}`, too"
+    with pytest.raises(Trouble, match=told):
+        environment.prepare(course, level, pip=["false"], wheels=str(house))
 
 
 @pytest.mark.parametrize(
