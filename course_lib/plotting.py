@@ -71,14 +71,21 @@ class Still(NamedTuple):
         return picture, {"image/png": {"alt": self.alt}}
 
 
-def images(pictures: Mapping[str, Tensor], *, limits: tuple[float, float] = (0, 1)) -> Figure:
+def images(
+    pictures: Mapping[str, Tensor],
+    *,
+    limits: tuple[float, float] = (0, 1),
+    axes_labels: tuple[str, str] = ("i (voxels)", "j (voxels)"),
+) -> Figure:
     """Gray images side by side, each under its name.
 
     Args:
         pictures: ``{title: (B, C, H, W)}``; the first channel is drawn.
         limits: the intensities of black and white.
+        axes_labels: what runs down and what runs to the right; slices of a body have better names
+            for that than the indices.
     """
-    figure, axes = _panels(pictures)
+    figure, axes = _panels(pictures, labels=axes_labels)
     for ax, image in zip(axes, pictures.values(), strict=True):
         drawn = ax.imshow(_plane(image), cmap="gray", vmin=limits[0], vmax=limits[1])
     figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
@@ -274,15 +281,17 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
 
 
 def _panels(
-    titles: Mapping[str, Tensor] | Sequence[str], size: float = _PANEL
+    titles: Mapping[str, Tensor] | Sequence[str],
+    size: float = _PANEL,
+    labels: tuple[str, str] = ("i (voxels)", "j (voxels)"),
 ) -> tuple[Figure, list[Axes]]:
-    """A row of axes in voxels, one for each title."""
+    """A row of axes, one for each title; the labels are for what runs down and to the right."""
     figure = Figure(figsize=(0.85 * size * len(titles) + 0.8, size), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
-        ax.set_xlabel("j (voxels)")
-    axes[0].set_ylabel("i (voxels)")
+        ax.set_xlabel(labels[1])
+    axes[0].set_ylabel(labels[0])
     return figure, axes
 
 
