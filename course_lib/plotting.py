@@ -35,6 +35,7 @@ from course_lib.volumes import require_volume, straighten, to_voxel
 VIEWS = (("sagittal", 1, 2), ("coronal", 0, 2), ("axial", 0, 1))
 """The three cuts through a body: name, the world axis to the right, the world axis up."""
 
+_INDICES = ("i (voxels)", "j (voxels)")  # what runs down and to the right, unless said otherwise
 _WORLD = ("x (mm): left → right", "y (mm): back → front", "z (mm): feet → head")
 _FOLD_COLOR = tuple(value / 255 for value in FOLD_RGB)
 _CROSS_COLOR = tuple(value / 255 for value in OUTLINE_RGB)
@@ -84,20 +85,27 @@ class Still(NamedTuple):
         return picture, {"image/png": {"alt": self.alt}}
 
 
-def images(pictures: Mapping[str, Tensor], *, limits: tuple[float, float] = (0, 1)) -> Figure:
+def images(
+    pictures: Mapping[str, Tensor],
+    *,
+    limits: tuple[float, float] = (0, 1),
+    axes_labels: tuple[str, str] = _INDICES,
+) -> Figure:
     """Gray images side by side, each under its name.
 
     Args:
         pictures: ``{title: (B, C, H, W)}``; the first channel is drawn.
         limits: the intensities of black and white.
+        axes_labels: what runs down and what runs to the right; slices of a body have better names
+            for that than the indices.
 
     Raises:
-        TypeError, ValueError: on no pictures, what is no 2D image, or limits that are no two
-            different numbers.
+        TypeError, ValueError: on no pictures, what is no 2D image, limits that are no two
+            different numbers, or labels that are no two texts.
     """
     planes = {name: _plane(f"pictures[{name!r}]", x) for name, x in _named("pictures", pictures)}
     black, white = _require_limits(limits)
-    figure, axes = _panels(list(planes))
+    figure, axes = _panels(list(planes), labels=_require_labels(axes_labels))
     for ax, plane in zip(axes, planes.values(), strict=True):
         drawn = ax.imshow(plane, cmap="gray", vmin=black, vmax=white)
     figure.colorbar(drawn, ax=axes, label="intensity", shrink=0.8, pad=0.02)
@@ -335,14 +343,18 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, yla
     return figure
 
 
-def _panels(titles: Sequence[str], size: float = _PANEL) -> tuple[Figure, list[Axes]]:
-    """A row of axes in voxels, one for each title."""
+def _panels(
+    titles: Sequence[str],
+    size: float = _PANEL,
+    labels: tuple[str, str] = _INDICES,
+) -> tuple[Figure, list[Axes]]:
+    """A row of axes, one for each title; the labels are for what runs down and to the right."""
     figure = Figure(figsize=(0.85 * size * len(titles) + 0.8, size), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
-        ax.set_xlabel("j (voxels)")
-    axes[0].set_ylabel("i (voxels)")
+        ax.set_xlabel(labels[1])
+    axes[0].set_ylabel(labels[0])
     return figure, axes
 
 
@@ -406,6 +418,13 @@ def _require_limits(limits: object) -> tuple[float, float]:
     if black == white:
         raise ValueError(f"limits: expected two different intensities, got {limits!r}")
     return black, white
+
+
+def _require_labels(labels: object) -> tuple[str, str]:
+    match labels:
+        case (str(down), str(right)):
+            return down, right
+    raise TypeError(f"axes_labels: expected two texts, (down, to the right), got {labels!r}")
 
 
 def _require_line(name: str, line: object) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,5 +1,7 @@
 """Exercise 10: right answers written other ways pass, wrong ones are named."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from nibabel.affines import apply_affine
 from torch.nn import functional as F
 
 from course_lib.checks import images_and_space as checks
-from course_lib.io import Volume
-from course_lib.volumes import crop_or_pad, next_multiple, reorient
+from course_lib.io import Volume, load_nifti
+from course_lib.volumes import crop_or_pad, next_multiple, reorient, resample, to_voxel
 from tests.check_suite import Case, cases
 
 # Task 2
@@ -31,6 +33,17 @@ def voxel_by_loop(points, affine):
 
 def voxel_by_nibabel(points, affine):
     return apply_affine(np.linalg.inv(affine), points)
+
+
+def voxel_by_einsum(points, affine):
+    return np.einsum("ij,nj->ni", np.linalg.inv(affine[:3, :3]), points - affine[:3, 3])
+
+
+def voxel_of_three_points(points, affine):
+    result = np.empty((3, 3))
+    for n in range(3):
+        result[n] = np.linalg.solve(affine[:3, :3], points[n % len(points)] - affine[:3, 3])
+    return result
 
 
 # Task 3
@@ -81,6 +94,37 @@ def normalize_by_nanquantile(image):
     return image.clamp(min=0).minimum(upper) / upper
 
 
+def normalize_by(**how):
+    """torch.quantile between two values by another custom than its default."""
+
+    def answer(image):
+        upper = torch.stack([torch.quantile(one[one > 0], 0.995, **how) for one in image])
+        return (image / upper.view(-1, 1, 1, 1)).clamp(0, 1)
+
+    return answer
+
+
+def normalize_by_sorting(image):
+    result = torch.zeros_like(image)
+    for b, one in enumerate(image):
+        values = one[one > 0].sort().values
+        result[b] = (one / values[int(0.995 * len(values))]).clamp(0, 1)
+    return result
+
+
+def normalize_by_kth_value(image):
+    scaled = []
+    for one in image:
+        values = one[one > 0]
+        scaled.append((one / values.kthvalue(int(np.ceil(0.995 * len(values)))).values).clamp(0, 1))
+    return torch.stack(scaled)
+
+
+def normalize_above(image, threshold):
+    upper = [torch.quantile(one[one > threshold], 0.995) for one in image]
+    return (image / torch.stack(upper).view(-1, 1, 1, 1)).clamp(0, 1)
+
+
 # Task 5
 
 
@@ -121,16 +165,50 @@ def pad_the_batch_too(image, affine, divisor):
     return F.pad(image, (0, 1) * 5), affine
 
 
+IN_THE_HORNS = [
+    (29, -48, 16),
+    (28, -47, 14),
+    (27, -45, 12),
+    (28, -44, 14),
+    (10, 17, 16),
+    (12, 23, 10),
+    (12, 20, 12),
+    (13, 4, 22),
+    (13, 7, 22),
+    (5, 5, 15),
+    (2, 4, 16),  # at the wall in the middle
+    (2, -10, 22),
+    (35, -40, 0),
+    (14, 26, 6),
+    (15, 27, 2),
+    (18, 26, 7),  # the very tip
+    (17, 28, 7),
+]
+
 RIGHT = {
-    "voxel_of_point": [lambda: [30, 70, 35], lambda: (30.0, 70.0, 35.0)],
+    "voxel_of_point": [
+        lambda: [30, 70, 35],
+        lambda: (30.0, 70.0, 35.0),
+        lambda: np.array([30, 70, 35]),
+        lambda: torch.tensor([30.0, 70, 35]),
+        lambda: tuple(np.linalg.solve(np.diag([-2, 1.5, 3]), [-60, 105, 105])),
+    ],
     "to_voxel": [
         voxel_by_solving,
         voxel_by_homogeneous_coordinates,
         voxel_by_loop,
         voxel_by_nibabel,
+        voxel_by_einsum,
     ],
     "flip_axis": [flip_by_matrix, flip_by_numpy, flip_by_reversed_index],
-    "normalize": [normalize_by_numpy, normalize_by_percentile, normalize_by_nanquantile],
+    "normalize": [
+        normalize_by_numpy,
+        normalize_by_percentile,
+        normalize_by_nanquantile,
+        normalize_by_sorting,
+        normalize_by_kth_value,
+        *(normalize_by(interpolation=custom) for custom in ("lower", "higher", "midpoint")),
+    ],
     "pad_to_multiple": [pad_by_assignment, pad_by_numpy, pad_by_the_library],
     "right_ventricle": [
         lambda: [12, -20, 24],
@@ -139,31 +217,59 @@ RIGHT = {
         lambda: (np.float64(15.3), -24.4, 22.8),
         lambda: (26, -42, 12),
         lambda: (14, -10, 23),  # at its edge
+        *(lambda point=point: point for point in IN_THE_HORNS),
     ],
 }
+MISREAD = [
+    ((-15, -24, 23), "*left* lateral ventricle: x = -15 mm is on the patient's left"),
+    ((-29, -48, 16), "*left* lateral ventricle"),
+    ((0, -24, 23), "x = 0 mm is in the middle"),
+    ((0, 4, 16), "x = 0 mm is in the middle"),  # 2 mm from both
+    ((-40, -24, 23), "x = -40 mm is on the patient's left"),
+    ((113, 110, 95), "a voxel of the 1 mm file"),
+    ((84, 31, 108), "a voxel of the scan"),
+    ((23, -10, 14), "another order"),
+    ((-24, 15, 23), "another order"),
+    ((15, 24, 23), "with y = -24 this point would be inside"),
+    ((-12, 30, 23), "with the other signs of x and y"),
+    ((-150, -24, 23), "outside the image"),
+]
+
 WRONG = {
-    "voxel_of_point": [(lambda: (31, 70, 35), "values"), (lambda: 30, "type")],
+    "voxel_of_point": [
+        (lambda: (31, 70, 35), "values"),
+        (lambda: 30, "type"),
+        (lambda: np.array([30, 70, 35, 1]), "shape"),
+    ],
     "to_voxel": [
-        (lambda points, affine: points.T, "shape"),
+        (lambda points, affine: points[0], "shape"),
+        (voxel_of_three_points, "law"),
+        (lambda points, affine: voxel_by_loop(points, affine).astype(int), "mistake"),
+        (lambda points, affine: voxel_by_loop(points, affine).round().astype(int), "mistake"),
         (lambda points, affine: torch.from_numpy(points), "type"),
         (lambda points, affine: points / 0.0, "finite"),
     ],
     "flip_axis": [
-        (flip_by_the_library, "values"),
+        (flip_by_the_library, "mistake"),
         (lambda image, affine, axis: image.flip(2 + axis), "type"),
         (lambda image, affine, axis: (image.flip(2 + axis),), "shape"),
         (lambda image, affine, axis: (image.flip(2 + axis), torch.from_numpy(affine)), "mistake"),
     ],
-    "normalize": [(lambda image: image * 0, "values"), (lambda image: image[0], "shape")],
+    "normalize": [
+        (lambda image: normalize_above(image, image.mean()), "values"),
+        (lambda image: image * 0, "values"),
+        (lambda image: image[0], "shape"),
+    ],
     "pad_to_multiple": [(pad_the_batch_too, "shape")],
     "right_ventricle": [
-        (lambda: (-15, -24, 23), "goal"),  # the mirror image
-        (lambda: (0, -24, 23), "goal"),
-        (lambda: (15, 24, 23), "goal"),  # LPS
         (lambda: (15, -24, 40), "goal"),
         (lambda: (5, -15, -25), "goal"),  # fluid, but below the brain
+        (lambda: (5, -20, 0), "goal"),  # the brainstem and the fluid around it
+        (lambda: (2, -18, 3), "goal"),  # the third ventricle
+        (lambda: (3, -20, 16), "goal"),  # fluid between the two, not in them
         (lambda: (40, -20, 10), "goal"),
-        (lambda: (113, 94, 110), "type"),  # indices
+        (lambda: (30, -20, -15), "goal"),
+        *((lambda point=point: point, "type") for point, _ in MISREAD),
         (lambda: (-150, -24, 23), "type"),  # beyond the other end
         (lambda: (15, -24), "type"),
         (lambda: ("15", "-24", "23"), "type"),
@@ -180,11 +286,38 @@ def test_check(case: Case) -> None:
 def test_the_two_ventricles_are_chambers_of_their_own_side() -> None:
     for side, sign in (("left", -1), ("right", 1)):
         points = checks._ventricles()[side]
-        assert 2000 < len(points) < 12000
-        assert (sign * points[:, 0] > 3).all()
-        assert (np.abs(points - (sign * 15, -15, 18)) < (25, 45, 22)).all()
+        assert 8000 < len(points) < 13000
+        assert (sign * points[:, 0] > 1).all()
+        # Between the horns' tips; with the third ventricle, they would reach to z = −20.
+        assert (points >= (-40, -65, -12)).all() and (points <= (40, 35, 35)).all()
 
 
-def test_the_mirrored_answer_is_told_that_it_is_on_the_left() -> None:
-    text = checks.right_ventricle.judge(lambda: (-15, -24, 23)).text
-    assert "mm to the left ventricle = 0" in text and "patient's right" in text
+def test_they_are_dark_and_leave_out_no_dark_voxel_that_touches_them() -> None:
+    head = load_nifti(files("course_lib.data") / "colin27_t1.nii.gz")
+    points = checks._ventricles()["right"]
+    i, j, k = to_voxel(points, head.affine).round().astype(int).T
+    assert float(head.image[0, 0, i, j, k].max()) < 150  # white matter has 235
+    dark = np.argwhere(head.image[0, 0].numpy()[:, :, 72 + 22] < 130)  # the slice z = 22 mm
+    x, y = dark[:, 0] - 98, dark[:, 1] - 134
+    for point in np.c_[x, y][(x > 2) & (x < 24) & (y > -38) & (y < 6)]:
+        assert checks._inside((*point.tolist(), 22.0), "right")
+
+
+@pytest.mark.parametrize(("point", "said"), MISREAD)
+def test_a_misread_point_is_told_how(point: tuple[float, ...], said: str) -> None:
+    text = checks.right_ventricle.judge(lambda: point).text
+    assert said in text and "Asked: " in text
+
+
+def test_the_printed_distance_decides() -> None:
+    for point in [(15.0, -24.0, z) for z in np.arange(29, 36, 0.1)]:
+        ((name, mm),) = checks._distances(point).items()
+        outcome = checks.right_ventricle.judge(lambda point=point: point)
+        assert (outcome.stage == "") == (mm <= 2)
+        assert ("inside" in name) == (mm == 0) and mm == round(mm, 1)
+
+
+def test_the_scan_is_the_one_of_the_exercise() -> None:
+    head = load_nifti(files("course_lib.data") / "colin27_t1.nii.gz")
+    scan = reorient(resample(head, (1, 1, 3)), "LSP")
+    np.testing.assert_allclose(scan.affine, checks._SCAN_AFFINE, atol=1e-6)

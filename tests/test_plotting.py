@@ -79,6 +79,12 @@ def test_arrows_end_where_voxels_look() -> None:
     assert np.allclose(quiver.XY[:3], identity_grid((12, 9))[:, 0, ::4].flip(0).T)
 
 
+def test_slices_of_a_body_may_name_their_axes() -> None:
+    names = ("front → back (voxels)", "left → right (voxels)")
+    first, second, _ = plotting.images({"a": IMAGE, "b": OTHER}, axes_labels=names).axes
+    assert (first.get_ylabel(), first.get_xlabel(), second.get_xlabel()) == (*names, names[1])
+
+
 def test_show_leaves_the_alternative_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(plotting, "display", shown.append)

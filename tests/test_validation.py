@@ -636,6 +636,14 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     add("images", pictures, "pictures", lambda v: plotting.images({"a": IMAGE, "b": v}))
     limits = {"one": (0,), "equal": (1, 1), "NaN": (0, NAN), "words": ("a", "b"), "None": None}
     add("images", limits, "limits", lambda v: plotting.images({"a": IMAGE}, limits=v))
+    words = {
+        "one": ("i",),
+        "three": ("i", "j", "k"),
+        "numbers": (0, 1),
+        "a text": "ij",
+        "None": None,
+    }
+    add("images", words, "axes_labels", lambda v: plotting.images({"a": IMAGE}, axes_labels=v))
     add("comparison", shown, "warped", lambda v: plotting.comparison(v, IMAGE))
     add("sections", shown, "volumes", plotting.sections)
     solids = BAD_VOLUMES | {

@@ -259,6 +259,26 @@ class TestPlayground:
         assert (strip[:third] != strip[third : 2 * third]).any()
         assert len(viewer.still()) < 120_000
 
+    def test_stills_where_one_asks_for_them(self) -> None:
+        points = [(-10.0, -20.0, 30.0), (0.0, -20.0, 30.0), SPOT_MM]
+        viewer = slice_viewer(spotted(), points)
+        assert "(x, y, z) = (−10, −20, 30), (0, −20, 30), (12, −22, 35) mm" in viewer.caption
+        usual = slice_viewer(spotted())
+        assert viewer.still() != usual.still() and viewer.picture.value == usual.picture.value
+
+    @pytest.mark.parametrize(
+        ("stills", "error"),
+        [
+            ([(0.0, 0.0, 0.0)], ValueError),
+            ([(0.0, 0.0)] * 3, ValueError),
+            ([(0.0, 0.0, float("nan"))] * 3, ValueError),
+            ([(0.0, 0.0, "head")] * 3, TypeError),
+        ],
+    )
+    def test_refuses_other_stills(self, stills: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^stills"):
+            slice_viewer(spotted(), stills)
+
     def test_threads_and_gradients_stay(self) -> None:
         volume = spotted()
         viewer = slice_viewer(volume._replace(image=volume.image.requires_grad_()))

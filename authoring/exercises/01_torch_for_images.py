@@ -3,7 +3,7 @@
 #
 # You write the idioms that every later lesson uses: axes, a filter, a soft mask, a descent. **Time**: about 60 minutes · **Points**: 12.
 #
-# Before this: lesson 01. Run every cell from top to bottom, the given ones too: later cells use them. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 01. Run every cell from top to bottom, the given ones too: later cells use them. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 import torch

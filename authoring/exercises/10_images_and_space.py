@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercise 10 · Images and space
 #
-# You write what keeps a voxel in its place: the way from millimeters to voxels, a flip, a padding; and a normalization that one bright spot does not spoil. Then you find a structure by its coordinates. **Time**: about 50 minutes · **Points**: 14.
+# You write what keeps a voxel in its place: the way from millimeters to voxels, a flip, a padding; and a normalization that one bright spot does not spoil. Then you find a structure by its coordinates. **Time**: about 60 minutes · **Points**: 14.
 #
-# Before this: lesson 10. Write between the lines that say so, run the cell, then run the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
+# Before this: lesson 10. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
 # %%
 from importlib.resources import files
@@ -25,7 +25,7 @@ course = setup()
 # %% [markdown]
 # ## Task 1 · Which voxel? (predict)
 #
-# ●○○ · 5 minutes · 1 point
+# ●○○ · 4 minutes · 1 point
 #
 # A file has this affine:
 #
@@ -53,7 +53,7 @@ check.voxel_of_point(voxel_of_point)
 # %% [markdown]
 # ## Task 2 · From millimeters to voxels
 #
-# ●●○ · 8 minutes · 2 points
+# ●●○ · 10 minutes · 2 points
 #
 # The lesson's formula is $w = A v + t$. Solve it for $v$, for many points at once and for any affine, oblique ones included. NumPy has `np.linalg.inv`.
 
@@ -98,16 +98,15 @@ def intensity_at(point, image, affine):
 
 
 ventricle = (-14, -10, 23)                                              # fluid is dark
-print(f"left ventricle:   {intensity_at(ventricle, scan.image, scan.affine):.0f}")
-print(f"its mirror image: {intensity_at((14, -10, 23), scan.image, scan.affine):.0f}")
-print(f"white matter:     {intensity_at((-28, -10, 30), scan.image, scan.affine):.0f}")
+print(f"left ventricle: {intensity_at(ventricle, scan.image, scan.affine):.0f}")
+print(f"white matter:   {intensity_at((-28, -10, 30), scan.image, scan.affine):.0f}")
 
 # %% [markdown]
 # ## Task 3 · A flip that loses the patient (find the bug)
 #
-# ●●○ · 10 minutes · 3 points
+# ●●○ · 12 minutes · 3 points
 #
-# The function below flips an axis of the array. The picture shows what becomes of a tumor (painted on the patient's left, at x = −40 mm): a viewer that obeys the affine now shows it on the right.
+# The function below flips an axis of the array. A tumor is painted on the patient's left, at x = −40 mm; the lower row shows where it appears after the flip. What has the function got wrong? Repair it in `flip_axis`.
 
 
 # %%
@@ -166,22 +165,23 @@ assert intensity_at(tumor, *right) == 400 != intensity_at(tumor, wrong.image, wr
 # The array is mirrored, and nothing has moved: two changes that undo each other. That is what "reorienting" means. A program that flips "because the picture is upside down" without touching the affine makes the mistake above, and for left and right nobody sees it.
 
 # %% [markdown]
-# ## Task 4 · One bright spot (find the bug)
+# ## Task 4 · One bright spot
 #
-# ●●○ · 10 minutes · 3 points
+# ●●○ · 12 minutes · 3 points
 #
 # This normalization gives a black picture, because a few voxels are very bright. Write one that does not mind: divide by the 99.5 % quantile of the voxels **above 0**, then clip to 0 … 1. Each image of the batch has a scale of its own. `np.quantile` and `torch.quantile` both do it.
 
 
 # %%
-def normalize_with_a_bug(image):
+def normalize_by_min_max(image):
     return (image - image.min()) / (image.max() - image.min())
 
 
-coronal = scan.image[..., 110].mT.flip(2).contiguous()                  # (1, 1, 63, 197)
+coronal = reorient(scan, "IRP").image[..., 110].clone()                 # (1, 1, 63, 197)
 coronal[0, 0, 30:32, 100:102] = 9000
+down_and_right = ("head → feet (voxels)", "left → right (voxels)")
 show(
-    images({"min–max": normalize_with_a_bug(coronal)}),
+    images({"min–max": normalize_by_min_max(coronal)}, axes_labels=down_and_right),
     alt="A black picture with one white dot.",
 )
 
@@ -215,11 +215,11 @@ check.normalize(normalize)
 # %%
 normalize = check.normalize.or_reference(normalize)
 show(
-    images({"by the quantile": normalize(coronal)}),
+    images({"by the quantile": normalize(coronal)}, axes_labels=down_and_right),
     alt="A brain seen from behind, flattened, in full contrast.",
 )
 brain = coronal > 0
-print(f"median of the brain: {normalize_with_a_bug(coronal)[brain].median():.3f} by min–max,")
+print(f"median of the brain: {normalize_by_min_max(coronal)[brain].median():.3f} by min–max,")
 print(f"                     {normalize(coronal)[brain].median():.3f} by the quantile")
 assert normalize(coronal)[brain].median() > 0.6
 
@@ -229,9 +229,9 @@ assert normalize(coronal)[brain].median() > 0.6
 # %% [markdown]
 # ## Task 5 · Room to halve four times
 #
-# ●●● · 12 minutes · 3 points
+# ●●● · 18 minutes · 3 points
 #
-# The scan has 197 × 63 × 233 voxels, the survey's 63 among them. Pad a volume with zeros until `divisor` divides each of its sizes, as few voxels as possible. Half of them come before the image and half behind it; if their number is odd, the extra one comes behind. The affine has to follow.
+# The scan has 197 × 63 × 233 voxels, the lesson's 63 among them. Pad a volume with zeros until `divisor` divides each of its sizes, with as few voxels as possible along each axis. Half of them come before the image and half behind it; if their number is odd, the extra one comes behind. The affine has to follow.
 #
 # `F.pad(image, (a, b, c, d, e, f))` adds voxels from the **last** axis to the first: `a` before and `b` behind along $k$, `c` and `d` along $j$, `e` and `f` along $i$.
 
@@ -249,7 +249,7 @@ def pad_to_multiple(image, affine, divisor):
         a tuple (image, affine): the padded tensor, and a float64 NumPy array (4, 4)
 
     Example:
-        sizes (5, 8, 7) and divisor 4 give (8, 8, 8): 1 before and 2 behind along i,
+        sizes (5, 20, 11) and divisor 4 give (8, 20, 12): 1 before and 2 behind along i,
         none along j, 0 before and 1 behind along k. Voxel (1, 0, 0) of the result lies
         where voxel (0, 0, 0) of the image lay.
     """
@@ -272,6 +272,7 @@ padded, affine = pad_to_multiple(scan.image, scan.affine, 16)
 print("from", tuple(scan.image.shape[2:]), "to", tuple(padded.shape[2:]))
 print("ventricle before:", intensity_at(ventricle, scan.image, scan.affine))
 print("ventricle after: ", intensity_at(ventricle, padded, affine))
+assert tuple(padded.shape[2:]) == (208, 64, 240)
 assert intensity_at(ventricle, padded, affine) == intensity_at(ventricle, scan.image, scan.affine)
 halved = padded
 for _ in range(4):
@@ -282,14 +283,14 @@ assert torch.equal(
 )
 
 # %% [markdown]
-# The same value at the same place: that is the test of every function that touches an array and its affine. Write it down once for your own data, and run it whenever you change the pipeline.
+# 197, 63 and 233 become 208, 64 and 240: each the next multiple of 16, so all of them halve four times. And the same value at the same place: that is the test of every function that touches an array and its affine. Write it down once for your own data, and run it whenever you change the pipeline.
 
 # %% [markdown]
 # ## Task 6 · Find the right ventricle (explore)
 #
-# ●○○ · 5 minutes · 2 points
+# ●○○ · 8 minutes · 2 points
 #
-# Each half of the brain has a **lateral ventricle**, a long chamber filled with fluid, dark in these images. Find a point inside the one on the **patient's right**, in the viewer, and give its coordinates in mm. The check measures how far your point is from it.
+# Each half of the brain has a **lateral ventricle**, a long chamber filled with fluid, dark in these images. Find a point inside the one on the **patient's right**, in the viewer, and give its coordinates in mm. Any point of it will do, its horns included. The check measures how far from it your point lies.
 
 # %%
 viewer = slice_viewer(scan)
@@ -315,7 +316,7 @@ check.right_ventricle(right_ventricle)
 right_ventricle = check.right_ventricle.or_reference(right_ventricle)
 found = right_ventricle()
 show(
-    sections({"your point": head}, point=found, limits=(0, 255)),
+    sections({"right ventricle": head}, point=found, limits=(0, 255)),
     alt="Three cuts through the right lateral ventricle.",
 )
 for name, volume in {"1 mm file": head, "scan": scan}.items():

@@ -1,8 +1,9 @@
 """Checks of exercise 10: voxels and millimeters, flips, normalization, padding, a ventricle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from course_lib import volumes
-from course_lib.checks.core import Check, Goal, Mistake, finite_number
+from course_lib.checks.core import Check, Goal, Law, Mistake, finite_number
 from course_lib.checks.messages import kind
 from course_lib.io import Volume, load_nifti
 
@@ -30,7 +31,15 @@ def _voxel() -> tuple[int, int, int]:
     return 30, 70, 35
 
 
-voxel_of_point = Check(
+class _Prediction(Check):
+    """A check of a few numbers, which may come as an array as well as a tuple."""
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
+        result = super()._run(*arguments, **options)
+        return result.tolist() if isinstance(result, (np.ndarray, Tensor)) else result
+
+
+voxel_of_point = _Prediction(
     SLUG,
     "voxel_of_point",
     _voxel,
@@ -76,6 +85,21 @@ voxel_of_point = Check(
             lambda: (35, 70, 30),
             "right numbers, in the order (k, j, i).\nThe first row of the matrix gives i.",
         ),
+        Mistake(
+            lambda: (120, 157.5, 315),
+            "the differences to the first voxel are multiplied by the steps.\n"
+            "30 = −2 i + 90: −2 i is −60, so divide by −2 to get i.",
+        ),
+        Mistake(
+            lambda: (30, -90, 35),
+            "i and k are right; for j, 120 is subtracted.\n"
+            "−15 = 1.5 j − 120, so 1.5 j = −15 + 120: add it first, then divide by 1.5.",
+        ),
+        Mistake(
+            lambda: (30, 70, -5),
+            "i and j are right; for k, 60 is subtracted.\n"
+            "45 = 3 k − 60, so 3 k = 45 + 60: add it first, then divide by 3.",
+        ),
     ],
     hints=[
         "Write out the first row: 30 = −2 i + 0 j + 0 k + 90. Only i is unknown.",
@@ -91,16 +115,33 @@ _STRAIGHT = np.array([[-2.0, 0, 0, 90], [0, 1.5, 0, -120], [0, 0, 3, -60], [0, 0
 _OBLIQUE = np.array([[-1.6, -0.9, 0, 12], [-1.2, 1.2, 0, -31], [0, 0, 3, 45], [0, 0, 0, 1.0]])
 
 
-def _two_points() -> tuple[Array, Array]:
-    return np.array([[30.0, -15, 45], [31, -15, 45]]), _STRAIGHT.copy()
+# Three points each: a matrix that is put on the wrong side of them then gives wrong numbers, which
+# can be named, and not an error about sizes. Other counts are a law.
+def _straight_points() -> tuple[Array, Array]:
+    return np.array([[30.0, -15, 45], [31, -15, 45], [7, 20.25, -8]]), _STRAIGHT.copy()
 
 
-def _five_points() -> tuple[Array, Array]:
-    return np.random.default_rng(10).normal(scale=40, size=(5, 3)), _OBLIQUE.copy()
+def _oblique_points() -> tuple[Array, Array]:
+    return np.random.default_rng(10).normal(scale=40, size=(3, 3)), _OBLIQUE.copy()
+
+
+def _any_number_of_points(answer: Callable[[Array, Array], Any]) -> bool:
+    points = np.random.default_rng(11).normal(scale=40, size=(5, 3))
+    expected = volumes.to_voxel(points, _OBLIQUE)
+    for n in (1, 5):
+        result = np.asarray(answer(points[:n].copy(), _OBLIQUE.copy()))
+        if result.shape != (n, 3) or not np.allclose(result, expected[:n]):
+            return False
+    return True
 
 
 def _parts(affine: Array) -> tuple[Array, Array]:
     return affine[:3, :3], affine[:3, 3]
+
+
+def _with_fourth(points: Array, value: float) -> Array:
+    """Homogeneous coordinates, if the value is 1."""
+    return np.c_[points, np.full(len(points), value)]
 
 
 def _voxels(change: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Array]:
@@ -114,7 +155,14 @@ to_voxel = Check(
     SLUG,
     "to_voxel",
     volumes.to_voxel,
-    [_two_points, _five_points],
+    [_straight_points, _oblique_points],
+    laws=[
+        Law(
+            _any_number_of_points,
+            "right for three points, wrong for one or for five.\n"
+            "Points are rows, (N, 3), and N may be any number: is a 3 meant for N somewhere?",
+        )
+    ],
     mistakes=[
         Mistake(
             volumes.to_world,
@@ -124,7 +172,8 @@ to_voxel = Check(
             _voxels(lambda p, A, t: p @ _inverse(A).T),
             "t is forgotten.\n"
             "The first voxel lies at t, not at 0: subtract it first, (points − t).\n"
-            "t is the last column, affine[:3, 3].",
+            "t is the last column, affine[:3, 3]. (If you append a fourth number to the points,\n"
+            "so that the 4 × 4 matrix does it all: that number is 1, not 0.)",
         ),
         Mistake(
             _voxels(lambda p, A, t: p @ _inverse(A).T - t),
@@ -150,6 +199,41 @@ to_voxel = Check(
             "Multiply by the inverse of the whole A.",
         ),
         Mistake(
+            _voxels(lambda p, A, t: _inverse(A) @ (p - t)),
+            "the matrix stands on the wrong side of the points: this mixes different points.\n"
+            "Points are rows, (N, 3): points @ M.T applies a matrix M to each of them.",
+        ),
+        Mistake(
+            _voxels(lambda p, A, t: _inverse(A) @ (p - t).T),
+            "right numbers, as columns: the result is (3, N).\n"
+            "Asked: a row for each point, (N, 3). Transpose it back with .T.",
+        ),
+        Mistake(
+            _voxels(lambda p, A, t: (p - t[:, None]) @ _inverse(A).T),
+            "t is subtracted along the wrong axis: tₓ from all of the first point, and so on.\n"
+            "t as a flat array (3,), affine[:3, 3], is subtracted from each row of points.",
+        ),
+        Mistake(
+            _voxels(lambda p, A, t: (p - [90, -120, -60]) / [-2, 1.5, 3]),
+            "right for the affine of task 1 only: its numbers stand in the function.\n"
+            "Take A and t from the argument affine.",
+        ),
+        Mistake(
+            _voxels(lambda p, A, t: (p - t) @ A),
+            "this multiplies by A, untransposed; its transpose undoes a rotation only.\n"
+            "Undo A, with its spacing, by its inverse: points @ np.linalg.inv(A).T.",
+        ),
+        Mistake(
+            lambda points, affine: (_with_fourth(points, 1) @ _inverse(affine))[:, :3],
+            "the 4 × 4 matrix is not transposed, so its last column, t, has no effect.\n"
+            "Points are rows, (N, 4): points @ M.T applies a matrix M to each of them.",
+        ),
+        Mistake(
+            lambda points, affine: volumes.to_voxel(points, affine)[:, ::-1].copy(),
+            "right numbers, in the order (k, j, i).\n"
+            "The first row of the affine belongs to x, its first column to i: nothing to reverse.",
+        ),
+        Mistake(
             _voxels(lambda p, A, t: (p - t) / np.linalg.norm(A, axis=0)),
             "this divides by the spacing alone.\n"
             "The columns of A also have a direction (one of them points to the left):\n"
@@ -161,7 +245,17 @@ to_voxel = Check(
             "A point may lie between voxel centers: return the fractions, round when you index.",
         ),
         Mistake(
-            lambda points, affine: np.c_[volumes.to_voxel(points, affine), np.ones(len(points))],
+            _voxels(lambda p, A, t: np.trunc((p - t) @ _inverse(A).T)),
+            "right, but cut to whole numbers, as .astype(int) does.\n"
+            "A point may lie between voxel centers: return the fractions, round when you index.",
+        ),
+        Mistake(
+            _voxels(lambda p, A, t: np.floor((p - t) @ _inverse(A).T)),
+            "right, but rounded down, as // and np.floor do.\n"
+            "A point may lie between voxel centers: return the fractions, round when you index.",
+        ),
+        Mistake(
+            lambda points, affine: _with_fourth(volumes.to_voxel(points, affine), 1),
             "right, but the 1 of the fourth coordinate is still there.\n"
             "Return the first three columns.",
         ),
@@ -209,9 +303,51 @@ def _world_axis_flipped_in_voxels(image: Tensor, affine: Array, axis: int) -> Pl
     return image.flip(2 + axis), flip @ affine
 
 
-def _diagonal_flipped(image: Tensor, affine: Array, axis: int) -> Placed:
+def _diagonal_flipped(image: Tensor, affine: Array, axis: int, moved: bool = False) -> Placed:
     result = affine.copy()
+    result[axis, 3] += moved * (image.shape[2 + axis] - 1) * affine[axis, axis]
     result[axis, axis] *= -1
+    return image.flip(2 + axis), result
+
+
+def _moved_by(
+    step: Callable[[Array, int], Any],
+) -> Callable[[Tensor, Array, int], Placed]:
+    """The column changes its sign, but t moves by other steps, in mm."""
+
+    def answer(image: Tensor, affine: Array, axis: int) -> Placed:
+        result = _flipped(affine, axis, 0)
+        result[:3, 3] += (image.shape[2 + axis] - 1) * np.asarray(step(affine, axis))
+        return image.flip(2 + axis), result
+
+    return answer
+
+
+def _along_world_axis(length: float, axis: int) -> Array:
+    """An arrow of some length, in mm, along a world axis."""
+    return np.asarray(length * np.eye(3)[axis])
+
+
+def _row_flipped(image: Tensor, affine: Array, axis: int) -> Placed:
+    result = _flipped(affine, axis, image.shape[2 + axis] - 1, sign=1)
+    result[axis, :3] *= -1
+    return image.flip(2 + axis), result
+
+
+def _signs_flipped(whole: bool) -> Callable[[Tensor, Array, int], Placed]:
+    """The column and t change their signs: all of t, or one number."""
+
+    def answer(image: Tensor, affine: Array, axis: int) -> Placed:
+        result = _flipped(affine, axis, 0)
+        result[slice(3) if whole else axis, 3] *= -1
+        return image.flip(2 + axis), result
+
+    return answer
+
+
+def _all_columns_flipped(image: Tensor, affine: Array, axis: int) -> Placed:
+    result = _flipped(affine, axis, image.shape[2 + axis] - 1, sign=1)
+    result[:3, :3] *= -1
     return image.flip(2 + axis), result
 
 
@@ -305,6 +441,67 @@ flip_axis = Check(
             "the affine is right; the array is flipped along the wrong axis.\n"
             "Spatial axis 0 is axis 2 of the tensor, behind batch and channels.",
         ),
+        Mistake(
+            lambda image, affine, axis: (image.flip(-axis), _flip_axis(image, affine, axis)[1]),
+            "the affine is right; the array is flipped along the wrong axis: −axis counts from\n"
+            "the end. Spatial axis 0 is axis 2 of the tensor, behind batch and channels.",
+        ),
+        Mistake(
+            lambda image, affine, axis: (image, affine),
+            "neither the array nor the affine has changed.\n"
+            "Asked: the array flipped along `axis`, and the affine that goes with it.",
+        ),
+        Mistake(
+            lambda image, affine, axis: _flip_axis(image, affine, 0),
+            "right for axis 0, but axis 0 is flipped for the other axes, too.\n"
+            "Use the argument axis.",
+        ),
+        Mistake(
+            _row_flipped,
+            "t is right; then a *row* of the matrix changes its sign, and it should be a column.\n"
+            "Steps along array axis `axis` are affine[:3, axis]; rows belong to x, y and z.",
+        ),
+        Mistake(
+            lambda image, affine, axis: _diagonal_flipped(image, affine, axis, moved=True),
+            "right for straight axes, wrong for oblique ones: only affine[axis, axis] is used.\n"
+            "A step is the whole column affine[:3, axis], for t and for the sign.",
+        ),
+        Mistake(
+            _moved_by(lambda affine, axis: _along_world_axis(affine[axis, axis], axis)),
+            "the column is right; t moves by one number of it.\n"
+            "That is enough for straight axes: move all of t, by (n − 1) · affine[:3, axis].",
+        ),
+        Mistake(
+            _moved_by(
+                lambda affine, axis: _along_world_axis(
+                    float(np.linalg.norm(affine[:3, axis])), axis
+                )
+            ),
+            "the column is right; t moves by the spacing along an axis of the world.\n"
+            "The array's axis may point elsewhere: move t by (n − 1) · affine[:3, axis].",
+        ),
+        Mistake(
+            _moved_by(lambda affine, axis: affine[axis, :3]),
+            "the column is right; t moves along a *row* of the matrix.\n"
+            "A step along the array's axis is a column, affine[:3, axis].",
+        ),
+        Mistake(
+            _signs_flipped(whole=False),
+            "the column is right; t only changes a sign.\n"
+            "t is where the first voxel lies: move it to where the last one lay, (n − 1) steps\n"
+            "along that axis's column.",
+        ),
+        Mistake(
+            _signs_flipped(whole=True),
+            "the column is right; t only changes its sign.\n"
+            "t is where the first voxel lies: move it to where the last one lay, (n − 1) steps\n"
+            "along that axis's column.",
+        ),
+        Mistake(
+            _all_columns_flipped,
+            "t is right; then the whole matrix changes its sign.\n"
+            "Only one axis is flipped: only its column, affine[:3, axis], changes.",
+        ),
     ],
     hints=[
         "Two things change in the affine: where the first voxel lies (the last column), and the "
@@ -320,14 +517,20 @@ flip_axis = Check(
 
 
 def _scans(batch: int, height: int, width: int, seed: int) -> tuple[Tensor]:
-    """Images on scales of their own, with an empty frame, noise below 0 and a bright spot."""
+    """Images on scales of their own, with an empty frame, noise below 0 and bright spots."""
     generator = torch.Generator().manual_seed(seed)
     image = 0.3 + torch.rand(batch, 1, height, width, generator=generator)
     image = image * torch.tensor([100.0, 700.0][:batch]).view(-1, 1, 1, 1)
     noise = torch.rand(batch, 1, 12, 20, generator=generator)
     image[..., :12, :] = 0
     image[..., :12, 5:25] = -0.2 * noise * image.amax((1, 2, 3), keepdim=True)
-    image[..., 20, 10:12] = 30 * image.amax((1, 2, 3)).view(-1, 1, 1)
+    highest = image.amax((1, 2, 3)).view(-1, 1, 1)
+    # Below the three brightest two equal values: the 99.5 % quantile of the foreground, whichever
+    # of the customs for values in between (linear, lower, higher, by sorting) an answer follows.
+    # Of a few voxels more or less it is another, since what lies above and below is far away.
+    image[..., 25, 3:5] = 1.3 * highest
+    image[..., 25, 8:9] = 2.6 * highest
+    image[..., 20, 10:12] = 30 * highest
     return (image,)
 
 
@@ -363,6 +566,11 @@ def _shifted(image: Tensor) -> Tensor:
         return (one - one.min()) / (_upper(one[one > 0]) - one.min())
 
     return torch.stack([one_image(one).clamp(0, 1) for one in image])
+
+
+def _dark_spots(image: Tensor) -> Tensor:
+    scaled = _by(lambda one: _upper(one[one > 0]), 0.0, torch.inf)(image)
+    return torch.where(scaled > 1, 0.0, scaled)
 
 
 def _z_score(image: Tensor) -> Tensor:
@@ -414,6 +622,43 @@ normalize = Check(
             "The images come on scales of their own: take the quantile of each.",
         ),
         Mistake(
+            lambda image: (image / _upper(image)).clamp(0, 1),
+            "two things: one quantile for the whole batch, and the background is counted, too.\n"
+            "Take the quantile of each image's own voxels above 0: with im = image[b],\n"
+            "that is im[im > 0].",
+        ),
+        Mistake(
+            _by(lambda one: _upper(one[one != 0])),
+            "the quantile counts the noise below 0, too: != 0 lets it in.\n"
+            "Use the voxels above 0, with > 0.",
+        ),
+        Mistake(
+            lambda image: ((image - image.min()) / (_upper(image) - image.min())).clamp(0, 1),
+            "the quantile has taken the place of the maximum, but it is the whole batch's, with\n"
+            "its background, and the minimum, a voxel of noise, is still subtracted.\n"
+            "Divide each image by the quantile of its own voxels above 0, and clip.",
+        ),
+        Mistake(
+            lambda image: (image - image.mean()) / image.std(),
+            "this is the z-score, whose range is not 0 … 1.\n"
+            "Divide by the 99.5 % quantile of the voxels above 0, and clip.",
+        ),
+        Mistake(
+            lambda image: torch.stack([(one - one.mean()) / one.std() for one in image]),
+            "this is the z-score of each image, whose range is not 0 … 1.\n"
+            "Divide by the 99.5 % quantile of the voxels above 0, and clip.",
+        ),
+        Mistake(
+            lambda image: torch.where(image > 0, volumes.normalize(image), image),
+            "the voxels above 0 are right; those below 0 are as they were.\n"
+            "Clip them, too: 0 is the smallest value of the result.",
+        ),
+        Mistake(
+            _dark_spots,
+            "what is above the quantile becomes 0; clipped, it becomes 1.\n"
+            "clamp(0, 1) does both ends.",
+        ),
+        Mistake(
             _by(lambda one: one.max()),
             "this divides by the maximum, which is the bright spot.\n"
             "Use the value that 99.5 % of the foreground stay below.",
@@ -462,8 +707,8 @@ normalize = Check(
         ),
     ],
     hints=[
-        "one[one > 0] is a flat array of the foreground's values; torch.quantile(…, 0.995) of it "
-        "is the value that becomes 1.",
+        "With im = image[b], one image of the batch, im[im > 0] is a flat array of the "
+        "foreground's values; torch.quantile(…, 0.995) of it is the value that becomes 1.",
         "Loop over the batch, divide each image by its own quantile, clamp(0, 1), and torch.stack "
         "them again.",
     ],
@@ -545,11 +790,29 @@ def _cropped(image: Tensor, affine: Array, divisor: int) -> Placed:
     return _padded(image, affine, [-(n // 2) for n in fewer], [n // 2 - n for n in fewer])
 
 
+def _to_sizes(sizes: Callable[[list[int], int], list[int]]) -> Callable[..., Placed]:
+    """Padded on both sides, to other sizes than those asked for."""
+
+    def answer(image: Tensor, affine: Array, divisor: int) -> Placed:
+        old = list(image.shape[2:])
+        more = [new - n for new, n in zip(sizes(old, divisor), old, strict=True)]
+        return _padded(image, affine, [n // 2 for n in more], [n - n // 2 for n in more])
+
+    return answer
+
+
+def _border_repeated(image: Tensor, affine: Array, divisor: int) -> Placed:
+    moved = _pad_to_multiple(image, affine, divisor)[1]
+    before, after = _more(image, divisor)
+    sides = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
+    return F.pad(image, sides, mode="replicate"), moved
+
+
 pad_to_multiple = Check(
     SLUG,
     "pad_to_multiple",
     _pad_to_multiple,
-    [lambda: _pad_input(7, (1, 2, 5, 8, 7), 4), lambda: _pad_input(8, (2, 1, 9, 14, 11), 8)],
+    [lambda: _pad_input(7, (1, 2, 5, 20, 11), 4), lambda: _pad_input(8, (2, 1, 9, 14, 11), 6)],
     mistakes=[
         Mistake(
             _with_origin(lambda affine, before, after: affine[:3, 3]),
@@ -642,6 +905,40 @@ pad_to_multiple = Check(
             "the sizes are multiples of 16, whatever the divisor is.\nUse the argument divisor.",
         ),
         Mistake(
+            lambda image, affine, divisor: _pad_to_multiple(image, affine, 8),
+            "the sizes are multiples of 8, whatever the divisor is.\nUse the argument divisor.",
+        ),
+        Mistake(
+            lambda image, affine, divisor: _pad_to_multiple(image, affine, 2 * divisor),
+            "the sizes are multiples of *twice* the divisor.\n"
+            "Asked: as few voxels as possible; -n % divisor are missing along an axis of n.",
+        ),
+        Mistake(
+            _to_sizes(lambda old, divisor: [1 << (n - 1).bit_length() for n in old]),
+            "the sizes are powers of two, whatever the divisor is.\n"
+            "Asked: multiples of the divisor, as few voxels as possible (12 will do for 4).",
+        ),
+        Mistake(
+            _to_sizes(lambda old, divisor: [max(old) + -max(old) % divisor] * 3),
+            "all axes get the size of the longest.\n"
+            "Asked: as few voxels as possible; each axis has its own next multiple.",
+        ),
+        Mistake(
+            _to_sizes(lambda old, divisor: [n + n % divisor for n in old]),
+            "n % divisor voxels are added; that is how many n has *too many*.\n"
+            "Missing up to the next multiple are -n % divisor.",
+        ),
+        Mistake(
+            _with_counts(lambda before, after: (before, before)),
+            "where the number of missing voxels is odd, one is lost: half of it, rounded down,\n"
+            "comes on both sides. Behind the image come all the others, more − before.",
+        ),
+        Mistake(
+            _border_repeated,
+            "sizes and affine are right; the new voxels repeat the border.\n"
+            "Asked: zeros around the image, which is what F.pad adds unless told otherwise.",
+        ),
+        Mistake(
             _cropped,
             "this cuts down to a multiple.\nAsked: zeros around the image, nothing cut away.",
         ),
@@ -658,6 +955,8 @@ pad_to_multiple = Check(
 # --- the right ventricle -------------------------------------------------------------------------
 
 _NEAR = 2.0  # mm: in slices of 3 mm nobody sees the edge of a chamber more exactly
+# Of the exercise's scan: the head in slices of 3 mm, its axes to the left, the head and the back.
+_SCAN_AFFINE = np.array([[-1.0, 0, 0, 98], [0, 0, -1, 98], [0, 3, 0, -71], [0, 0, 0, 1]])
 
 
 @lru_cache(maxsize=1)
@@ -672,29 +971,39 @@ def _ventricles() -> dict[str, Array]:
     """The voxels of the two lateral ventricles, in mm: ``{side: (N, 3)}``."""
     head = _head()
     fluid = head.image[0, 0].numpy() == 1
-    # Fluid in thin furrows surrounds the whole brain. What is 5 mm thick everywhere hangs together
-    # in a few chambers only; the one around this point is the lateral ventricles.
-    chambers, _ = ndimage.label(ndimage.minimum_filter(fluid, size=5))
+    # Fluid in thin furrows surrounds the whole brain. What is 3 mm thick everywhere hangs together
+    # in a few chambers only; the one around this point is the lateral ventricles. They get their
+    # thin edges back, 3 mm through fluid, and the long tips of the horns in front.
+    chambers, _ = ndimage.label(ndimage.minimum_filter(fluid, size=3))
     seed = volumes.to_voxel([-15, -29, 23], head.affine).round().astype(int)
     core = chambers == chambers[tuple(seed)]
-    points = volumes.to_world(
-        np.argwhere(ndimage.binary_dilation(core, iterations=2) & fluid), head.affine
-    )
-    return {"right": points[points[:, 0] > 3], "left": points[points[:, 0] < -3]}
+    whole = ndimage.binary_dilation(core, np.ones((3, 3, 3)), iterations=3, mask=fluid)
+    front = fluid.copy()
+    front[:, : 134 + 12] = False  # y up to 12 mm, where the third ventricle is near
+    whole |= ndimage.binary_dilation(whole, np.ones((3, 3, 3)), iterations=8, mask=front)
+    points = volumes.to_world(np.argwhere(whole), head.affine)
+    # What lies between belongs to the wall in the middle, or to either.
+    return {"right": points[points[:, 0] > 1], "left": points[points[:, 0] < -1]}
+
+
+def _away(point: Sequence[float], side: str) -> float:
+    """How far a point (x, y, z) lies from a ventricle, in mm, to a tenth; 0 inside."""
+    near = np.linalg.norm(_ventricles()[side] - np.asarray(point, dtype=float), axis=1).min()
+    # Inside a voxel of 1 mm, no point is further than √3 / 2 mm from its center.
+    return 0.0 if near < 0.87 else round(float(near), 1)
+
+
+def _inside(point: Sequence[float], side: str) -> bool:
+    return _away(point, side) <= _NEAR
 
 
 def _distances(setting: Any) -> dict[str, float]:
-    point = np.asarray(setting, dtype=float)
-    away = {
-        side: float(np.linalg.norm(points - point, axis=1).min())
-        for side, points in _ventricles().items()
-    }
-    # Inside a voxel of 1 mm, no point is further than √3 / 2 mm from its center.
-    return {f"mm to the {side} ventricle": 0.0 if mm < 0.87 else mm for side, mm in away.items()}
+    mm = _away(setting, "right")
+    return {"mm to the right lateral ventricle" + " (inside)" * (mm == 0): mm}
 
 
 def _place(setting: object) -> str | None:
-    """What is wrong with a setting that should be a point of the head in mm, or None."""
+    """What is wrong with a setting that should be a point on the right, in mm, or None."""
     if isinstance(setting, (np.ndarray, Tensor)):
         setting = setting.tolist()
     wanted = "expected a tuple of three numbers, (x, y, z) in mm."
@@ -705,21 +1014,63 @@ def _place(setting: object) -> str | None:
     for value in setting:
         if problem := finite_number(value.item() if hasattr(value, "item") else value):
             return problem
+    point = tuple(float(value) for value in setting)
+    return None if point[0] > 0 and _inside(point, "right") else _misread(point)
+
+
+def _misread(point: tuple[float, ...]) -> str | None:
+    """The likely reason why a point is not in the right ventricle, or None."""
+    x, y, z = point
+    if x == 0:
+        return "x = 0 mm is in the middle; on the patient's right, x is above 0."
+    if x < 0 and _inside(point, "left"):
+        return (
+            f"this point is in the *left* lateral ventricle: x = {x:g} mm is on the patient's left."
+        )
+    if name := _file_with_voxel(point):
+        return (
+            f"as mm, this point is not in the ventricle; as the indices of a voxel of {name}\n"
+            "it is. Give x, y and z in mm: the sliders have them, and the line below the cuts\n"
+            "that begins with x."
+        )
+    if any(_inside(order, "right") for order in permutations(point)):
+        return (
+            "in another order, these three numbers are a point inside.\n"
+            "Asked: (x, y, z), first to the right, then to the front, then to the head."
+        )
+    if y > 0 and _inside((x, -y, z), "right"):
+        return (
+            f"with y = {-y:g} this point would be inside.\nIs a minus lost? y grows to the front."
+        )
+    if x < 0 < y and _inside((-x, -y, z), "right"):
+        return (
+            "with the other signs of x and y this point would be inside.\n"
+            "Here x grows to the right and y to the front (RAS)."
+        )
     head = _head()
-    voxel = volumes.to_voxel([float(value) for value in setting], head.affine)
+    voxel = volumes.to_voxel(point, head.affine)
     if (voxel < 0).any() or (voxel > np.array(head.image.shape[2:]) - 1).any():
         return (
             "this point lies outside the image, which reaches from −98 to 98, from −134 to 98\n"
-            "and from −72 to 116 mm. Did you return a voxel's indices? Read x, y and z in mm."
+            "and from −72 to 116 mm. Read x, y and z in mm, at the sliders."
         )
+    if x < 0:
+        return f"x = {x:g} mm is on the patient's left; on the right, x is above 0."
     return None
+
+
+def _file_with_voxel(index: tuple[float, ...]) -> str | None:
+    """The file of the exercise in which these indices, read so, lie in the right ventricle."""
+    affines = {"the scan": _SCAN_AFFINE, "the 1 mm file": _head().affine}
+    found = (n for n, a in affines.items() if _inside(volumes.to_world(index, a).tolist(), "right"))
+    return next(found, None)
 
 
 right_ventricle = Goal(
     SLUG,
     "right_ventricle",
     _distances,
-    lambda measured: measured["mm to the right ventricle"] < _NEAR,
+    lambda measured: max(measured.values()) <= _NEAR,
     "a point inside the right lateral ventricle, give or take 2 mm.\n"
     "x grows to the patient's right.",
     reference=lambda: (15, -24, 23),

@@ -28,7 +28,9 @@ _GAP = 6  # pixels between the center of the crosshair and its lines
 _BRIGHT = 0.999  # quantile that becomes white: a few bright voxels do not darken the rest
 
 
-def slice_viewer(volume: Volume) -> Playground:
+def slice_viewer(
+    volume: Volume, stills: Sequence[tuple[float, float, float]] | None = None
+) -> Playground:
     """Look around in a volume: sagittal, coronal and axial cut through one point.
 
     Every voxel is drawn at its size in mm, whatever the order of the array's axes: the affine says
@@ -38,12 +40,15 @@ def slice_viewer(volume: Volume) -> Playground:
     Args:
         volume: 3D. An oblique one is drawn resampled along the world's axes; the voxel and the
             intensity are its own all the same.
+        stills: three points (x, y, z) in mm, shown to readers without sliders; None for three
+            along a diagonal through the middle.
 
     Returns:
         A :class:`Playground` with ``render(x, y, z)``, in mm, RAS.
 
     Raises:
-        TypeError, ValueError: on a volume that is not 3D, or values that are not finite.
+        TypeError, ValueError: on a volume that is not 3D, values that are not finite, or stills
+            that are not three points.
 
     Used in lesson 10.
     """
@@ -63,7 +68,8 @@ def slice_viewer(volume: Volume) -> Playground:
 
     low, high = np.ceil(first), np.floor(last)
     start = center.round()
-    settings = [tuple((start + step).clip(low, high)) for step in (-_WAY_IN, 0, _WAY_IN)]
+    diagonal = [tuple((start + step).clip(low, high)) for step in (-_WAY_IN, 0, _WAY_IN)]
+    settings = diagonal if stills is None else _require_stills(stills)
     caption = (
         "Three settings of the slice viewer, each as sagittal, coronal and axial cut with a "
         "crosshair, at (x, y, z) = "
@@ -76,6 +82,14 @@ def slice_viewer(volume: Volume) -> Playground:
         for axis, name, value, least, most in zip("xyz", names, start, low, high, strict=True)
     }
     return make_playground(render, sliders, partial(film_strip, draw, page, settings), caption)
+
+
+def _require_stills(stills: Sequence[tuple[float, float, float]]) -> list[tuple[float, ...]]:
+    """Three points as floats, if that is what they are."""
+    points = [tuple(require_number("stills", value) for value in point) for point in stills]
+    if [len(point) for point in points] != [3, 3, 3]:
+        raise ValueError(f"stills: expected three points (x, y, z), got {list(stills)}")
+    return points
 
 
 def _levels(upright: Volume) -> NDArray[np.uint8]:
