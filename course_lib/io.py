@@ -21,6 +21,7 @@ from torch import Tensor
 
 from course_lib.spatial import identity_grid
 from course_lib.validation import (
+    require_affine,
     require_displacement,
     require_finite,
     require_image,
@@ -123,7 +124,7 @@ def save_nifti(path: str | PathLike[str], image: Tensor, affine: ArrayLike) -> N
     Taught in lesson 10.
     """
     file = _require_target(path)
-    matrix = _require_affine("affine", affine)
+    matrix = require_affine("affine", affine)
     _require_one("image", image, channels=1)
     _write(file, _stored(image.detach().cpu()[0, 0]), matrix)
 
@@ -152,7 +153,7 @@ def load_displacement(path: str | PathLike[str], moving_affine: ArrayLike | None
     Taught in lesson 11.
     """
     file = _require_file(path)
-    moving = None if moving_affine is None else _require_affine("moving_affine", moving_affine)
+    moving = None if moving_affine is None else require_affine("moving_affine", moving_affine)
     values, header = _read(file)
     _require_vectors(file, values, header)
     affine = _affine_in_mm(file, header)
@@ -200,10 +201,10 @@ def save_displacement(
     spatial = require_displacement("displacement", displacement)
     ndim = len(spatial)
     _require_one("displacement", displacement, channels=ndim)
-    fixed = _require_affine("affine", affine)
+    fixed = require_affine("affine", affine)
     _require_right_angles(fixed)
     _require_plane("affine", fixed, ndim)
-    moving = fixed if moving_affine is None else _require_affine("moving_affine", moving_affine)
+    moving = fixed if moving_affine is None else require_affine("moving_affine", moving_affine)
     _require_plane("moving_affine", moving, ndim)
     voxels = displacement.detach().cpu().double().reshape(ndim, -1)
     mm = torch.from_numpy(moving[:ndim, :ndim]) @ voxels + _between_origins(fixed, moving, spatial)
@@ -305,20 +306,6 @@ def _require_one(name: str, image: Tensor, channels: int) -> None:
         )
     if max(image.shape[2:]) > _LONGEST:
         raise ValueError(f"{name}: NIfTI's axes hold {_LONGEST} voxels, got {tuple(image.shape)}")
-
-
-def _require_affine(name: str, affine: object) -> NDArray[np.float64]:
-    try:
-        matrix = np.array(affine, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: expected a (4, 4) matrix, got {type(affine).__name__}") from None
-    if matrix.shape != (4, 4):
-        raise ValueError(f"{name}: expected a (4, 4) matrix, got shape {matrix.shape}")
-    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix[:3, :3]) < 3:
-        raise ValueError(f"{name}: expected finite numbers and no singular matrix, got\n{matrix}")
-    if not np.array_equal(matrix[3], [0, 0, 0, 1]):
-        raise ValueError(f"{name}: expected the last row 0, 0, 0, 1, got {matrix[3]}")
-    return matrix
 
 
 def _is_sheared(affine: NDArray[np.float64]) -> bool:

@@ -1,15 +1,17 @@
 """Refusals: every public function says which argument is wrong, what it expected and what came.
 
 The ``require_*`` functions look at rank, shape, dtype and device only, never at values, so they
-cost microseconds and work under autocast and ``torch.func``. Those of metrics, which are called
-once at the end, also look at the values (:func:`require_finite`).
+cost microseconds and work under autocast and ``torch.func``. Those of metrics and files, which are
+called once at the end, also look at the values (:func:`require_finite`, :func:`require_affine`).
 """
 
 import math
 from collections.abc import Sequence
 from typing import SupportsFloat, SupportsIndex
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -205,3 +207,32 @@ def require_spacing(name: str, spacing: Sequence[float] | None, ndim: int) -> Te
     if tuple(sizes.shape) != (ndim,) or not bool((sizes > 0).all() & sizes.isfinite().all()):
         raise ValueError(f"{name}: expected {ndim} positive numbers in mm, got {spacing!r}")
     return sizes
+
+
+def require_numbers(name: str, value: object, expected: str) -> NDArray[np.float64]:
+    """Whatever NumPy takes for an array of real numbers, as float64.
+
+    Args:
+        name: what the caller calls the argument.
+        value: the argument.
+        expected: what it should have been, for the message.
+    """
+    try:
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "iuf":
+            raise TypeError
+        return numbers.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):  # such as lists of unequal lengths
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
+
+
+def require_affine(name: str, affine: object) -> NDArray[np.float64]:
+    """The affine of a volume, ``(4, 4)``, as float64: finite, invertible, last row 0, 0, 0, 1."""
+    matrix = require_numbers(name, affine, "an array of numbers (4, 4)")
+    if matrix.shape != (4, 4):
+        raise ValueError(f"{name}: expected shape (4, 4), got {matrix.shape}")
+    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix[:3, :3]) < 3:
+        raise ValueError(f"{name}: expected finite numbers and an inverse, got\n{matrix}")
+    if not np.array_equal(matrix[3], [0, 0, 0, 1]):
+        raise ValueError(f"{name}: expected the last row 0, 0, 0, 1, got {matrix[3].tolist()}")
+    return matrix

@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from course_lib.io import Volume
 from course_lib.spatial import Mode, Padding, identity_grid, warp
 from course_lib.validation import (
+    require_affine,
     require_finite,
     require_image,
     require_number,
+    require_numbers,
     require_option,
     require_shape,
     require_spacing,
@@ -59,7 +61,7 @@ def to_world(points: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
 
     Taught in lesson 10.
     """
-    matrix = _require_affine("affine", affine)
+    matrix = require_affine("affine", affine)
     return _require_points("points", points) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
@@ -78,7 +80,7 @@ def to_voxel(points: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
 
     Taught in lesson 10.
     """
-    inverse = np.linalg.inv(_require_affine("affine", affine))
+    inverse = np.linalg.inv(require_affine("affine", affine))
     return _require_points("points", points) @ inverse[:3, :3].T + inverse[:3, 3]
 
 
@@ -104,7 +106,7 @@ def orientation(affine: ArrayLike) -> str:
 
     Taught in lesson 10.
     """
-    matrix = _require_affine("affine", affine)[:3, :3]
+    matrix = require_affine("affine", affine)[:3, :3]
     cosines = matrix / np.linalg.norm(matrix, axis=0)  # column k: the direction of array axis k
     world_axes = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p, range(3)])))
     signs = cosines[world_axes, range(3)] > 0
@@ -398,32 +400,11 @@ def _require_axes(name: str, axes: object) -> str:
     return axes
 
 
-def _require_numbers(name: str, value: ArrayLike, expected: str) -> NDArray[np.float64]:
-    try:
-        numbers = np.asarray(value)
-        if numbers.dtype.kind not in "iuf":
-            raise TypeError
-        return numbers.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError):  # such as lists of unequal lengths
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
-
-
 def _require_points(name: str, points: ArrayLike) -> NDArray[np.float64]:
-    numbers = _require_numbers(name, points, "an array of numbers (..., 3)")
+    numbers = require_numbers(name, points, "an array of numbers (..., 3)")
     if numbers.ndim == 0 or numbers.shape[-1] != 3:
         raise ValueError(f"{name}: expected shape (..., 3), got {numbers.shape}")
     return numbers
-
-
-def _require_affine(name: str, affine: ArrayLike) -> Affine:
-    matrix = _require_numbers(name, affine, "an array of numbers (4, 4)")
-    if matrix.shape != (4, 4):
-        raise ValueError(f"{name}: expected shape (4, 4), got {matrix.shape}")
-    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix[:3, :3]) < 3:
-        raise ValueError(f"{name}: expected finite numbers and an inverse, got\n{matrix}")
-    if not np.array_equal(matrix[3], [0, 0, 0, 1]):
-        raise ValueError(f"{name}: expected the last row 0, 0, 0, 1, got {matrix[3].tolist()}")
-    return matrix
 
 
 def require_volume(name: str, volume: object, ndim: int | None = None) -> tuple[int, ...]:
@@ -431,7 +412,7 @@ def require_volume(name: str, volume: object, ndim: int | None = None) -> tuple[
     if not isinstance(volume, Volume):
         raise TypeError(f"{name}: expected a Volume, got {type(volume).__name__}")
     shape = require_image(f"{name}.image", volume.image, floating=False)
-    _require_affine(f"{name}.affine", volume.affine)
+    require_affine(f"{name}.affine", volume.affine)
     if ndim is not None and len(shape) != ndim:
         raise ValueError(f"{name}: expected {ndim} spatial axes, got {shape}")
     return shape

@@ -1,16 +1,15 @@
 """Checks of exercise 11: identity grid, integer warps, points, composition, inversion in 1D."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import spatial
 from course_lib.checks.core import Check, Law, Mistake
+from course_lib.checks.running import count_operations
 
 SLUG = "11_displacement_fields"
 
@@ -192,23 +191,9 @@ def _first_item(image: Tensor, displacement: Tensor) -> Tensor:
     return _warp_integer(image, displacement[:1].expand_as(displacement))
 
 
-class _Operations(TorchDispatchMode):
-    """Counts what PyTorch is asked to do."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
 def _few_operations(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """Far fewer than the 864 voxels: the number of operations must not grow with the image."""
-    with _Operations() as operations:
-        answer(torch.ones(2, 1, 18, 24), torch.ones(2, 2, 18, 24))
-    return operations.count < 200
+    return count_operations(answer, torch.ones(2, 1, 18, 24), torch.ones(2, 2, 18, 24)) < 200
 
 
 warp_integer = Check(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LIBRARY = str(Path(__file__).resolve().parents[1]) + os.sep
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
@@ -103,6 +104,25 @@ def call(function: Callable[..., Any], arguments: Sequence[Any] = ()) -> Any:
     random.seed(0)
     with torch.enable_grad():
         return function(*arguments)
+
+
+def count_operations(function: Callable[..., Any], *arguments: Any) -> int:
+    """How many operations of PyTorch `function(*arguments)` takes: a loop takes many."""
+    with _Operations() as operations:
+        function(*arguments)
+    return operations.count
+
+
+class _Operations(TorchDispatchMode):
+    """Counts, and lets everything happen."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 def unwrapped(function: object) -> object:

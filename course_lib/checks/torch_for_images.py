@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.checks.core import Check, Goal, Law, Mistake, finite_number
+from course_lib.checks.running import count_operations
 from course_lib.datasets import brains
 from course_lib.losses import mse
 from course_lib.optimise import descend
@@ -266,22 +265,8 @@ def _batch_and_kernel() -> tuple[Tensor, Tensor]:
     return images, torch.randn(3, 3, generator=generator)
 
 
-class _Operations(TorchDispatchMode):
-    """Counts what PyTorch is asked to do."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
 def _operations(answer: Callable[[Tensor, Tensor], Tensor], *shape: int) -> int:
-    with _Operations() as operations:
-        answer(torch.ones(shape), torch.ones(3, 3))
-    return operations.count
+    return count_operations(answer, torch.ones(shape), torch.ones(3, 3))
 
 
 def _operations_do_not_grow(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
