@@ -49,8 +49,8 @@ lab:
 # Not by `setup`: what is to be examined stays as it is.
 doctor:
 	@$(need_python)
-	@python=.venv/bin/python; $$python -c "" 2>/dev/null || python="$(PYTHON)"; \
-	  $$python -m course_lib.doctor
+	@$$(.venv/bin/python -c "" 2>/dev/null && echo .venv/bin/python || echo $(PYTHON)) \
+	  -m course_lib.doctor
 
 wheelhouse:
 	@$(need_python)

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from authoring import browser
-from authoring.lab import FIRST, ROOT
+from authoring.lab import ROOT
 
-NOTEBOOKS = (FIRST, "notebooks/11_displacement_fields.ipynb")
+NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "notebooks").glob("*.ipynb"))
 WARM_UP = 2
 
 
@@ -43,9 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if browser.find_chromium() is None:
         sys.exit("There is no Chromium here: on Debian, run `sudo apt install chromium`.")
-    notebooks = arguments.notebook or [name for name in NOTEBOOKS if (ROOT / name).exists()]
     print(f"{'notebook and slider':<60}{'median':>8}{'min':>8}{'max':>8}  ms")
-    for notebook in notebooks:
+    for notebook in arguments.notebook or NOTEBOOKS:
         for slider, times in measure(notebook, arguments.presses).items():
             name = f"{Path(notebook).stem}, {slider}"
             print(f"{name:<60}{median(times):8.0f}{min(times):8.0f}{max(times):8.0f}", flush=True)

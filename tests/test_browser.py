@@ -1,8 +1,7 @@
-"""A learner's first minutes in a real browser: lesson 00 runs, and its slider moves the picture."""
+"""What a learner meets in a real browser: every lesson runs, and its sliders move the picture."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
@@ -10,12 +9,15 @@ import pytest
 from playwright.sync_api import Page
 
 from authoring import browser
-from authoring.lab import FIRST, ROOT
+from authoring.lab import ROOT
+
+LESSONS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 class Lesson(NamedTuple):
-    """Lesson 00 in JupyterLab after all of its cells ran, and how the code cells ended."""
+    """A lesson in JupyterLab after all of its cells ran, and how the code cells ended."""
 
+    name: str
     page: Page
     cells: list[browser.Cell]
 
@@ -29,17 +31,18 @@ def require_chromium() -> None:
         pytest.skip(said)
 
 
-@pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
-    """Serve the course as `make lab` does, open lesson 00, and run all of its cells."""
+@pytest.fixture(scope="module", params=LESSONS)
+def lesson(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lesson]:
+    """Serve the course as `make lab` does, open a lesson, and run all of its cells."""
     require_chromium()
-    assert (ROOT / FIRST).exists(), f"{FIRST} is not built"
-    folder = tmp_path_factory.mktemp("lab")
+    folder, name = tmp_path_factory.mktemp("lab"), request.param
     with (
         browser.served(folder) as address,
-        browser.opened(address, picture=Path(folder / "failure.png")) as page,
+        browser.opened(browser.address_of(name, address), picture=folder / "failure.png") as page,
     ):
-        yield Lesson(page, browser.run_all(page))
+        yield Lesson(name, page, browser.run_all(page))
 
 
 def test_every_cell_runs_without_an_error(lesson: Lesson) -> None:
@@ -50,7 +53,7 @@ def test_every_cell_runs_without_an_error(lesson: Lesson) -> None:
 
 def test_the_arrow_keys_on_each_slider_change_the_picture(lesson: Lesson) -> None:
     sliders = browser.sliders(lesson.page, lesson.cells)
-    assert sliders, "lesson 00 shows no slider with a picture"
+    assert sliders, "no slider with a picture"
     for slider in sliders:
         before = browser.pixels(lesson.page, slider)
         browser.back_and_forth(lesson.page, slider, presses=3)
@@ -58,7 +61,7 @@ def test_the_arrow_keys_on_each_slider_change_the_picture(lesson: Lesson) -> Non
 
 
 def test_the_picture_under_the_title_is_shown(lesson: Lesson) -> None:
-    title = nbformat.read(ROOT / FIRST, as_version=4).cells[0].source
+    title = nbformat.read(ROOT / lesson.name, as_version=4).cells[0].source
     assert f"![{browser.cover(lesson.page)}](attachment:" in title
 
 
