@@ -173,9 +173,7 @@ def _ants_mattes(a: Arrays) -> Call:
     import ants
 
     fixed, moving = (ants.from_numpy(image[0, 0].numpy()) for image in (a.fixed, a.moving))
-    return lambda: ants.image_similarity(
-        fixed, moving, metric_type="MattesMutualInformation", sampling_strategy=None
-    )
+    return lambda: ants.image_similarity(fixed, moving, metric_type="MattesMutualInformation")
 
 
 # ------------------------------------------------------------------------------- Dice, Jacobian

@@ -75,7 +75,7 @@ def measure_all(
 ) -> None:
     """Measure one after the other into ``outcomes``, with a bar, so that Ctrl-C loses one only."""
     terminal = sys.stderr.isatty()
-    with tqdm(todo, file=sys.stderr, mininterval=0.2 if terminal else 30) as bar:
+    with tqdm(todo, file=sys.stderr, mininterval=0.2 if terminal else 30, miniters=1) as bar:
         for row, case in bar:
             bar.set_description(f"{row.name}, {case}", refresh=terminal)
             outcomes.append(measure(row, case, rounds, memory=memory))
