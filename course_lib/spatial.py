@@ -78,12 +78,13 @@ def identity_grid(
 
 
 @lru_cache(maxsize=4)  # a 3D grid takes some 80 MB
-def _corner_grid(
+def _sampler_grid(
     shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``identity_grid(shape)`` as grid_sample counts in an image of these sizes: ``(D, *shape)``.
+    """``identity_grid(shape)`` in the sampler's coordinates of an image of these sizes.
 
-    The image's voxel 0 is at −1, voxel n − 1 at +1. Shared by every call: never handed out, so that
+    ``(D, *shape)``, as grid_sample counts: the last array axis comes first, (x, y, z) = (k, j, i);
+    the image's voxel 0 is at −1, voxel n − 1 at +1. Shared by every call: never handed out, so that
     nobody changes it in place. Built outside inference mode, because a tensor born inside could not
     take part in a backward pass later.
     """
@@ -92,7 +93,7 @@ def _corner_grid(
         counts = [torch.arange(n, dtype=torch.float64, device="cpu") for n in shape]
         axes = [(2 * i - (n - 1)) / (n - 1) for i, n in zip(counts, sizes, strict=True)]
         axes = [axis.to(device=device, dtype=dtype) for axis in axes]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])
 
 
 def warp(
@@ -127,13 +128,11 @@ def warp(
         )
     if image.device != displacement.device:
         raise ValueError(f"image is on {image.device} but displacement is on {displacement.device}")
+    if mode == "nearest" and not image.is_floating_point():
+        return _gather_nearest(image, at_least_float32(displacement), padding)
     dtype = _sampling_dtype(image, displacement)
     field = displacement.to(dtype)
-    if mode == "nearest":
-        return _gather_nearest(image, field, padding)
-    grid = _corner_grid(spatial, image_shape, dtype, field.device)
-    positions = torch.addcmul(grid, field, _corner_scale(image, field))  # x + u(x), in one pass
-    sampled = _sample_linear(image.to(dtype), positions, padding)
+    sampled = _pull_back(image.to(dtype), field, mode, padding)
     return (sampled + _broken(field)).to(image.dtype)
 
 
@@ -145,38 +144,59 @@ def at_least_float32(values: Tensor) -> Tensor:
 def _sampling_dtype(image: Tensor, displacement: Tensor) -> torch.dtype:
     # Half precision cannot tell voxel 2049 from voxel 2048: positions are at least float32.
     dtype = torch.promote_types(displacement.dtype, torch.float32)
-    return torch.promote_types(dtype, image.dtype) if image.is_floating_point() else dtype
+    return torch.promote_types(dtype, image.dtype)
 
 
-def _corner_scale(image: Tensor, field: Tensor) -> Tensor:
-    """Corner coordinates per voxel of ``image``, along each axis: ``(D, 1, 1(, 1))``."""
-    sizes = torch.tensor(image.shape[2:], dtype=field.dtype, device=field.device)
+def _sampler_scale(image: Tensor) -> Tensor:
+    """The sampler's units per voxel of ``image``, last axis first: ``(D, 1, 1(, 1))``."""
+    sizes = torch.tensor(image.shape[:1:-1], dtype=image.dtype, device=image.device)
     return (2 / (sizes - 1)).view(-1, *(1,) * len(sizes))
 
 
-def _sample_linear(image: Tensor, positions: Tensor, padding: Padding) -> Tensor:
-    """``image`` (B, C, *spatial) at ``positions`` (B, D, *any D axes), in corner coordinates.
+def _pull_back(image: Tensor, field: Tensor, mode: Mode, padding: Padding) -> Tensor:
+    """``image(x + field(x))``, a new tensor; both of one floating dtype, float32 or more."""
+    if mode == "nearest":
+        positions = _nearest_voxels(field).mul_(_sampler_scale(image)).sub_(1)
+    else:
+        grid = _sampler_grid(
+            tuple(field.shape[2:]), tuple(image.shape[2:]), field.dtype, field.device
+        )
+        positions = field.flip(1).mul_(_sampler_scale(image)).add_(grid)
+    return _sample(image, positions, mode, padding)
+
+
+def _nearest_voxels(field: Tensor) -> Tensor:
+    """``x + field(x)`` in whole voxels, last axis first: ``(B, D, *spatial)``, no gradient."""
+    places = field.detach().flip(1)
+    for axis, place in enumerate(places.unbind(1)[::-1]):
+        start = torch.arange(field.shape[2 + axis], dtype=field.dtype, device=field.device)
+        place.add_(start.view(-1, *(1,) * (field.ndim - 3 - axis))).round_()
+    return places
+
+
+def _sample(image: Tensor, positions: Tensor, mode: Mode, padding: Padding) -> Tensor:
+    """``image`` (B, C, *spatial) at ``positions`` (B, D, *any D axes), counted as the sampler does.
 
     The positions are the caller's to give away: what is broken in them is changed in place.
     """
     # On a NaN, grid_sample with border padding reads outside its memory: the process may die. Far
     # outside no padding has a gradient. Behind autograd's back, which would keep another copy.
     positions.detach().nan_to_num_(-3, 3, -3)
-    # grid_sample wants (x, y, z) = (k, j, i), the last array axis first, and coordinates last.
-    grid = positions.flip(1).movedim(1, -1)  # (B, *any, D)
+    grid = positions.movedim(1, -1)  # (B, *any, D)
     slabs = _slab_count(image)
     for axis in range(1, grid.ndim - 1):
         if slabs > 1 and grid.shape[axis] > 0 and grid.shape[axis] % slabs == 0:
-            return _grid_sample_in_slabs(image, grid, padding, slabs, axis)
-    return _grid_sample(image, grid, padding)
+            return _grid_sample_in_slabs(image, grid, mode, padding, slabs, axis)
+    return _grid_sample(image, grid, mode, padding)
 
 
-def _grid_sample(image: Tensor, grid: Tensor, padding: Padding) -> Tensor:
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
+def _grid_sample(image: Tensor, grid: Tensor, mode: Mode, padding: Padding) -> Tensor:
+    kernel = "bilinear" if mode == "linear" else mode
+    return F.grid_sample(image, grid, mode=kernel, padding_mode=padding, align_corners=True)
 
 
 def _grid_sample_in_slabs(
-    image: Tensor, grid: Tensor, padding: Padding, slabs: int, axis: int
+    image: Tensor, grid: Tensor, mode: Mode, padding: Padding, slabs: int, axis: int
 ) -> Tensor:
     """The same as ``_grid_sample``, with more than one core at work on one image.
 
@@ -185,8 +205,8 @@ def _grid_sample_in_slabs(
     which ``expand`` repeats without a copy.
     """
     cut = grid[0].unflatten(axis - 1, (slabs, -1)).movedim(axis - 1, 0)  # (slabs, *any, D)
-    sampled = _grid_sample(image.expand(slabs, *image.shape[1:]), cut, padding)
-    return sampled.movedim(0, axis).flatten(axis, axis + 1).unsqueeze(0)  # (1, C, *any)
+    sampled = _grid_sample(image.expand(slabs, *image.shape[1:]), cut, mode, padding)
+    return sampled.movedim(0, axis).reshape(1, image.shape[1], *grid.shape[1:-1])  # (1, C, *any)
 
 
 def _slab_count(image: Tensor) -> int:
@@ -206,26 +226,23 @@ def _broken(field: Tensor) -> Tensor:
 
 
 def _gather_nearest(image: Tensor, field: Tensor, padding: Padding) -> Tensor:
-    """``image`` at the voxels nearest to ``x + field(x)``; exact for any dtype."""
+    """Whole numbers at the voxels nearest to ``x + field(x)``, exact for any dtype.
+
+    There is no NaN among them: a broken position counts as outside.
+    """
     if signed := _SAME_BITS.get(image.dtype):
         return _gather_nearest(image.view(signed), field, padding).view(image.dtype)
     flat = torch.zeros_like(field[:, 0], dtype=torch.long)
     outside = torch.zeros_like(flat, dtype=torch.bool)
-    for axis, (size, length) in enumerate(zip(image.shape[2:], field.shape[2:], strict=True)):
-        start = torch.arange(length, dtype=field.dtype, device=field.device)
-        start = start.view(-1, *(1,) * (field.ndim - 3 - axis))
-        place = field[:, axis].add(start).round_()
+    places = _nearest_voxels(field).unbind(1)[::-1]
+    for place, size in zip(places, image.shape[2:], strict=True):
         # Only what is in reach can become a whole number; a NaN goes to 0, and differs from it.
-        reached = place.nan_to_num(0, size, 0).clamp(0, size - 1)
+        reached = place.nan_to_num(0, size, 0).clamp_(0, size - 1)
         outside |= place != reached
         flat = torch.add(reached.long(), flat, alpha=size)
     flat = flat.unsqueeze(1).expand(-1, image.shape[1], *flat.shape[1:])  # (B, C, *spatial)
     sampled = image.flatten(2).gather(2, flat.flatten(2)).view(flat.shape)
-    if padding == "zeros":
-        sampled = sampled.masked_fill(outside.unsqueeze(1), 0)
-    if not image.is_floating_point():
-        return sampled  # there is no NaN among labels: a broken position counts as outside
-    return sampled + _broken(field).to(image.dtype)
+    return sampled.masked_fill_(outside.unsqueeze(1), 0) if padding == "zeros" else sampled
 
 
 def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
@@ -250,8 +267,8 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     dtype = _sampling_dtype(points, displacement)
     field, start = displacement.to(dtype), points.to(dtype).mT  # start: (B, D, N)
     start = start.unflatten(2, (-1, *(1,) * (ndim - 1)))  # (B, D, N, 1(, 1)): a thin grid
-    positions = start * _corner_scale(field, field) - 1
-    moved = start + _sample_linear(field, positions, "border") + _broken(start)
+    positions = start.flip(1) * _sampler_scale(field) - 1
+    moved = start + _sample(field, positions, "linear", "border") + _broken(start)
     return moved.flatten(2).mT.to(points.dtype)
 
 
@@ -275,7 +292,9 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     require_displacement("first", first)
     require_displacement("second", second)
     require_same("second", second, "first", first)
-    return second + warp(first, second, padding="border")
+    dtype = _sampling_dtype(first, second)
+    moved = _pull_back(first.to(dtype), second.to(dtype), "linear", "border")
+    return moved.add_(second).to(second.dtype)
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:

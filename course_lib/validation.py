@@ -181,8 +181,12 @@ def require_finite(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected finite values, got {count} NaN or infinite ones")
 
 
-def require_labels(name: str, labels: object) -> None:
-    """Check a label map: ``(B, 1, *spatial)``, an integer dtype, nothing negative."""
+def require_labels(name: str, labels: object) -> int:
+    """Check a label map: ``(B, 1, *spatial)``, an integer dtype, nothing negative.
+
+    Returns:
+        The largest label: the voxels have been looked at anyway.
+    """
     require_image(name, labels, floating=False)
     tensor = require_tensor(name, labels)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -192,8 +196,11 @@ def require_labels(name: str, labels: object) -> None:
         )
     if tensor.shape[1] != 1:
         raise ValueError(f"{name}: expected one channel, got {tensor.shape[1]}")
-    if tensor.is_signed() and int(tensor.min()) < 0:
-        raise ValueError(f"{name}: expected labels of 0 and above, got {int(tensor.min())}")
+    # PyTorch looks for no least value among its longer unsigned integers.
+    least, largest = (tensor if tensor.is_signed() else tensor.long()).aminmax()
+    if least < 0:
+        raise ValueError(f"{name}: expected labels of 0 and above, got {int(least)}")
+    return int(largest)
 
 
 def require_spacing(name: str, spacing: Sequence[float] | None, ndim: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -130,7 +131,7 @@ def test_a_grid_changed_in_place_harms_nobody():
 
 
 def test_a_grid_built_in_inference_mode_serves_autograd_later():
-    spatial._corner_grid.cache_clear()
+    spatial._sampler_grid.cache_clear()
     image, field = rand(1, 1, 6, 7), smooth_field((6, 7), batch=1)
     with torch.inference_mode():
         warp(image, field)
@@ -203,6 +204,25 @@ def test_nearest_warp_agrees_with_scipy(shape, padding):
     field = 8 * rand(2, len(shape), *shape, seed=2) - 4  # no ties: half-way has no chance
     ours = warp(image, field, mode="nearest", padding=padding)
     torch.testing.assert_close(ours, scipy_warp(image, field, padding, order=0), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("batch", [1, 2])  # one image is sampled in slabs, a batch is not
+def test_nearest_takes_the_same_voxel_of_an_image_and_of_its_labels(shape, padding, batch):
+    labels = torch.arange(batch * math.prod(shape)).view(batch, 1, *shape) + 1
+    halves = (16 * rand(batch, len(shape), *shape, seed=3) - 8).round() / 2  # every other a tie
+    of_labels = warp(labels, halves, mode="nearest", padding=padding)
+    of_image = warp(labels.double(), halves.float(), mode="nearest", padding=padding)
+    assert torch.equal(of_image.long(), of_labels)
+
+
+def test_nearest_has_a_gradient_to_the_image_and_none_to_the_displacement():
+    image, field = rand(2, 2, 7, 11).requires_grad_(), smooth_field((7, 11)).requires_grad_()
+    warped = warp(image, field, mode="nearest")
+    warped.sum().backward()
+    assert field.grad is None
+    assert image.grad.sum() == (warped != 0).sum()  # each voxel counts as often as it was taken
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
@@ -348,7 +368,7 @@ def test_the_gradient_of_a_broken_field_does_not_kill_the_process():
 
 
 def test_floor_one_works_under_functional_transforms():
-    spatial._corner_grid.cache_clear()  # the first grids are built inside the transforms
+    spatial._sampler_grid.cache_clear()  # the first grids are built inside the transforms
     image, fields = (
         rand(3, 1, 1, 9, 8),
         torch.stack([smooth_field((9, 8), 1, seed=s) for s in (1, 2, 3)]),
@@ -374,6 +394,20 @@ def test_floor_one_works_under_functional_transforms():
         leaf = arguments[0][0].clone().requires_grad_()
         function(leaf, *(a[0] for a in arguments[1:])).square().sum().backward()
         torch.testing.assert_close(slope(*(a[0] for a in arguments)), leaf.grad, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_warp_maps_over_images_or_fields_alone(mode):
+    images, fields = rand(3, 1, 2, 9, 8), torch.stack([smooth_field((9, 8), 1)] * 3) * 2
+    by_image = torch.func.vmap(lambda i: warp(i, fields[0], mode=mode))(images)
+    by_field = torch.func.vmap(lambda u: warp(images[0], u, mode=mode))(fields)
+    for k in range(3):
+        torch.testing.assert_close(by_image[k], warp(images[k], fields[0], mode=mode))
+        torch.testing.assert_close(by_field[k], warp(images[0], fields[k], mode=mode))
+    composed = torch.func.vmap(lambda u: compose(u, fields[0]))(fields)
+    torch.testing.assert_close(composed[1], compose(fields[1], fields[0]))
+    composed = torch.func.vmap(lambda u: compose(fields[0], u))(fields)
+    torch.testing.assert_close(composed[1], compose(fields[0], fields[1]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
