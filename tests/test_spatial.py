@@ -742,6 +742,15 @@ def test_jacobian_is_numpy_gradient_plus_identity(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("voxels", [1, 40, 150, 10**6])  # slabs of one plane, of some, of all
+def test_the_determinant_is_the_same_in_slabs(shape, voxels, monkeypatch):
+    field = 5 * smooth_field(shape)
+    monkeypatch.setattr(spatial, "_VOXELS_AT_ONCE", voxels)
+    square = jacobian(field).movedim((1, 2), (-2, -1))
+    torch.testing.assert_close(jacobian_determinant(field), torch.linalg.det(square))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_zero_keeps_volume_and_a_mirror_is_a_fold(shape):
     n = len(shape)
     assert torch.equal(jacobian_determinant(torch.zeros(1, n, *shape)), torch.ones(1, *shape))
