@@ -25,7 +25,7 @@ def mse(warped: Tensor, fixed: Tensor) -> Tensor:
         warped, fixed: ``(B, C, *spatial)``, floating.
 
     Returns:
-        A scalar of 0 and above, in squared intensity units.
+        A scalar of 0 and above, float32 or better, in squared intensity units.
 
     Raises:
         TypeError, ValueError: on a wrong rank, shape, dtype or device.
@@ -33,7 +33,7 @@ def mse(warped: Tensor, fixed: Tensor) -> Tensor:
     Taught in lesson 13.
     """
     _require_pair(warped, fixed)
-    return (warped - fixed).square().mean()
+    return (at_least_float32(warped) - at_least_float32(fixed)).square().mean()
 
 
 def ncc(warped: Tensor, fixed: Tensor) -> Tensor:
