@@ -235,6 +235,29 @@ def test_the_table_has_every_function_of_the_contract():
     assert set(cases(3)) == set(cases(2)) >= OF_METRICS
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_shapes_are_those_of_the_contract(ndim):
+    shape, new = SHAPES[ndim], NEW[ndim]
+    expected = {
+        **dict.fromkeys(("warp", "warp border", "warp nearest", "smooth"), (2, 2, *shape)),
+        **dict.fromkeys(("compose", "integrate", "invert"), (2, ndim, *shape)),
+        "warp_points": (2, 5, ndim),
+        "resize_image": (2, 2, *new),
+        **dict.fromkeys(("resize_displacement", "affine_displacement"), (2, ndim, *new)),
+        "pyramid": (2, 2, *(max(min(n, 9), round(n / 1.3)) for n in shape)),
+        "jacobian": (2, ndim, ndim, *shape),
+        "jacobian_determinant": (2, *shape),
+        "dice": (2, 3),
+        "dice of values": (2, 2),
+        "hausdorff95": (2, 3),
+        **dict.fromkeys(OF_METRICS - {"dice", "dice of values", "hausdorff95"}, (2,)),
+        "target_registration_error": (2, 5),
+    }
+    for name, (function, kinds, _, _) in cases(ndim).items():
+        assert function(*arguments(kinds, ndim)).shape == expected.get(name, ()), name
+    assert spatial.identity_grid(shape).shape == (ndim, *shape)
+
+
 # ----------------------------------------------------------------------------------------- dtypes
 
 
@@ -428,6 +451,44 @@ def test_without_gradients_the_numbers_are_the_same(ndim, name, mode):
     expected = function(*tensors)
     with mode():
         close(function(*tensors), expected, name)
+
+
+# What autograd keeps beside the arguments, in images of one channel (or components of a field).
+KEPT = {
+    **dict.fromkeys(("warp", "warp border", "compose"), 3),  # the positions
+    "integrate": 3 * (3 + 3),  # for each squaring the positions, and the field that was squared
+    **dict.fromkeys(("resize_image", "jacobian", "mse", "diffusion", "dice_loss"), 0),
+    "ncc": 2 * 2,  # of two channels: both images without their means
+    "lncc": 2 * 5,  # two means, two variances and the cross term
+    "mutual_information": 2 * 2,  # both images in bins
+    "jacobian_determinant": 9 + 3,  # all slopes, and the cross product of two rows
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_no_needless_image_is_kept_for_the_gradient(name):
+    function, kinds, _, _ = cases(3)[name]
+    shape = (24, 27, 30)  # so large that the histograms do not count
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.rand((2, 3 if kind in ("field", "other") else 2, *shape), generator=generator)
+        for kind in kinds.split()
+    ]
+    leaves = [x.requires_grad_() for x in leaves]
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = function(*leaves)
+    for leaf in leaves:
+        kept.pop(leaf.untyped_storage().data_ptr(), None)
+    image = 4 * 2 * torch.Size(shape).numel()
+    assert result.requires_grad
+    assert sum(kept.values()) / image == pytest.approx(KEPT[name], abs=0.5)
 
 
 # -------------------------------------------------------------------------------------- derivatives

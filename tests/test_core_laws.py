@@ -474,6 +474,13 @@ def test_smoothing_averages(shape, sigma, seed):
     torch.testing.assert_close(smooth(a + 5, sigma), blurred + 5)
 
 
+def test_a_pyramid_rounds_to_the_nearest_size_and_stops_at_nine():
+    image = rand(1, 1, 28, 25)
+    assert spatial.pyramid(image, 1.5).shape == (1, 1, 19, 17)  # 18.7 and 16.7
+    assert spatial.pyramid(image, 2.7).shape == (1, 1, 10, 9)  # 10.4 and 9.3
+    assert spatial.pyramid(image[..., :5], 9).shape == (1, 1, 9, 5)
+
+
 def test_smoothing_spreads_by_sigma_and_twice_by_pythagoras():
     image = torch.zeros(1, 1, 61, 45, dtype=torch.float64)
     image[0, 0, 30, 22] = 1

@@ -122,6 +122,11 @@ def test_what_is_saved_is_loaded(tmp_path, image, name):
         (LABELS * 200, np.int16),
         (LABELS * 20_000, np.int32),
         ((LABELS * 16_000).to(torch.uint16), np.int32),
+        (LABELS.clamp(0, 1) * 255, np.uint8),
+        (LABELS.clamp(0, 1) * 256, np.int16),
+        (LABELS.clamp(0, 1) * 65_535 - 32_768, np.int16),
+        (LABELS.clamp(0, 1) * 65_536 - 32_768, np.int32),
+        (LABELS.clamp(0, 1) * (2**32 - 1) - 2**31, np.int32),
         (IMAGE, np.float32),
         (IMAGE.double(), np.float32),
         (IMAGE.half(), np.float32),
@@ -142,6 +147,13 @@ def test_gradients_and_views_are_no_obstacle(tmp_path):
     image = IMAGE.clone().requires_grad_().flip(2).transpose(3, 4)
     save_nifti(tmp_path / "a.nii", image, AFFINE.tolist())
     torch.testing.assert_close(load_nifti(tmp_path / "a.nii").image, image.detach())
+
+
+def test_numbers_that_fit_into_no_dtype_of_a_file_are_refused(tmp_path):
+    for values in (LABELS * 2**30, LABELS.clamp(0, 1) * (2**32) - 2**31, -LABELS * 2**31 - 1):
+        with pytest.raises(ValueError, match=r"^image: .*fit into int32"):
+            save_nifti(tmp_path / "a.nii", values, AFFINE)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flip", range(8))
