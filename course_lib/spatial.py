@@ -391,7 +391,9 @@ def resize_image(image: Tensor, shape: Sequence[int]) -> Tensor:
     if len(sizes) != len(spatial):
         raise ValueError(f"shape: the image has {len(spatial)} spatial axes, got {sizes}")
     mode = "bilinear" if len(spatial) == 2 else "trilinear"
-    return F.interpolate(image, size=sizes, mode=mode, align_corners=True)
+    full = at_least_float32(image)  # torch would round the weights to half precision, too
+    resized = F.interpolate(full, size=sizes, mode=mode, align_corners=True)
+    return resized.to(image.dtype)
 
 
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:

@@ -283,6 +283,25 @@ def test_halves_lose_no_more_than_the_rounding_of_the_result(ndim, name, dtype):
     assert (result.double() - exact).abs().max() <= digits * exact.abs().max().clamp(min=1e-3)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_on_large_grids_halves_are_rounded_once_at_the_end(dtype):
+    # In half precision voxel 2049 is voxel 2048, and of bfloat16 voxel 257 is voxel 256.
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 2, 20, 900, generator=generator).to(dtype)
+    matrix = torch.tensor([[[1.05, 0.02, 1], [0.03, 0.9, 2]]]).to(dtype)
+    for function, argument in (
+        (lambda m: spatial.affine_displacement(m, (20, 3000)), matrix),
+        (lambda x: spatial.resize_image(x, (31, 700)), image),
+        (lambda x: spatial.resize_displacement(x, (31, 700)), image),
+        (lambda x: spatial.smooth(x, 4.0), image),
+        (spatial.integrate, image),
+    ):
+        exact, found = function(argument.double()), function(argument)
+        assert found.dtype == dtype
+        limit = 0.51 * torch.finfo(dtype).eps * exact.abs().max()
+        assert (found.double() - exact).abs().max() <= limit
+
+
 @floating_table
 @pytest.mark.parametrize("dtype", HALVES)
 def test_halves_have_gradients_of_their_own_dtype(ndim, name, dtype):
