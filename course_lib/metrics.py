@@ -329,7 +329,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
         a, b: ``(B, C, *spatial)``, floating.
 
     Returns:
-        ``(B,)``, from −1 to 1; NaN where an image is constant and the correlation has no meaning.
+        ``(B,)``, from −1 to 1, float32 or better; NaN where an image is constant and the
+        correlation has no meaning.
 
     Raises:
         TypeError, ValueError: on a wrong rank, shape, dtype or device, or values that are not
@@ -344,7 +345,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     require_finite("b", b)
     # In float64: the variance of a bright, flat image drowns in float32's rounding.
     x, y = a.flatten(1).double(), b.flatten(1).double()
-    return ((_unit(x) * _unit(y)).sum(1)).to(a.dtype)
+    return (_unit(x) * _unit(y)).sum(1).to(torch.promote_types(a.dtype, torch.float32))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -413,7 +413,9 @@ def resize_image(image: Tensor, shape: Sequence[int]) -> Tensor:
     if len(sizes) != len(spatial):
         raise ValueError(f"shape: the image has {len(spatial)} spatial axes, got {sizes}")
     mode = "bilinear" if len(spatial) == 2 else "trilinear"
-    return F.interpolate(image, size=sizes, mode=mode, align_corners=True)
+    full = at_least_float32(image)  # torch would round the weights to half precision, too
+    resized = F.interpolate(full, size=sizes, mode=mode, align_corners=True)
+    return resized.to(image.dtype)
 
 
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
@@ -435,10 +437,11 @@ def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
     Taught in lesson 12.
     """
     spatial = require_displacement("displacement", displacement)
-    resized = resize_image(displacement, shape)
+    resized = resize_image(at_least_float32(displacement), shape)
     factors = [(new - 1) / (old - 1) for new, old in zip(resized.shape[2:], spatial, strict=True)]
     scale = torch.tensor(factors, dtype=resized.dtype, device=resized.device)
-    return resized * scale.view(1, -1, *(1,) * len(spatial))
+    resized = resized * scale.view(1, -1, *(1,) * len(spatial))
+    return resized.to(displacement.dtype)
 
 
 def smooth(image: Tensor, sigma: float) -> Tensor:
@@ -461,14 +464,15 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return image
     radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    blurred = at_least_float32(image)  # the weights of a kernel of halves do not add up to 1
+    offsets = torch.arange(-radius, radius + 1, dtype=blurred.dtype, device=image.device)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1)
     for axis in range(2, 2 + ndim):
-        lines = image.movedim(axis, -1)
+        lines = blurred.movedim(axis, -1)
         padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (radius, radius), mode="replicate")
-        image = _full_precision(F.conv1d, padded, kernel).view(lines.shape).movedim(-1, axis)
-    return image.contiguous()
+        blurred = _full_precision(F.conv1d, padded, kernel).view(lines.shape).movedim(-1, axis)
+    return blurred.to(image.dtype).contiguous()
 
 
 def _full_precision(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
@@ -531,13 +535,14 @@ def affine_displacement(matrix: Tensor, shape: Sequence[int]) -> Tensor:
         )
     if not matrix.is_floating_point():
         raise TypeError(f"matrix: expected a floating dtype, got {matrix.dtype}")
-    grid = identity_grid(sizes, dtype=matrix.dtype, device=matrix.device)
-    center = torch.tensor(sizes, dtype=matrix.dtype, device=matrix.device).sub(1).div(2)
+    full = at_least_float32(matrix)  # half precision cannot tell voxel 2049 from voxel 2048
+    grid = identity_grid(sizes, dtype=full.dtype, device=full.device)
+    center = torch.tensor(sizes, dtype=full.dtype, device=full.device).sub(1).div(2)
     centered = grid.flatten(1) - center.view(-1, 1)  # (D, voxels)
-    linear, shift = matrix[:, :, :ndim], matrix[:, :, ndim:]
-    identity = torch.eye(ndim, dtype=matrix.dtype, device=matrix.device)
+    linear, shift = full[:, :, :ndim], full[:, :, ndim:]
+    identity = torch.eye(ndim, dtype=full.dtype, device=full.device)
     moved = _full_precision(torch.matmul, linear - identity, centered) + shift
-    return moved.view(-1, ndim, *sizes)
+    return moved.view(-1, ndim, *sizes).to(matrix.dtype)
 
 
 def jacobian(displacement: Tensor) -> Tensor:

@@ -204,11 +204,12 @@ def require_labels(name: str, labels: object) -> int:
 
 
 def require_spacing(name: str, spacing: Sequence[float] | None, ndim: int) -> Tensor | None:
-    """``spacing`` as a tensor of ``ndim`` positive numbers (mm per voxel), or None."""
+    """``spacing`` as a CPU tensor of ``ndim`` positive numbers (mm per voxel), or None."""
     if spacing is None:
         return None
     try:
-        sizes = torch.as_tensor(spacing, dtype=torch.float64)
+        # On the CPU, whatever torch's default device is: hausdorff95 hands them to NumPy.
+        sizes = torch.as_tensor(spacing, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: expected {ndim} numbers in mm, got {spacing!r}") from None
     if tuple(sizes.shape) != (ndim,) or not bool((sizes > 0).all() & sizes.isfinite().all()):

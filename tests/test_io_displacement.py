@@ -232,6 +232,15 @@ def test_any_floating_dtype_and_gradients_are_saved(tmp_path, dtype):
     torch.testing.assert_close(loaded, displacement.detach().float(), atol=1e-5, rtol=0)
 
 
+def test_the_far_end_of_a_long_grid_is_as_exact(tmp_path):
+    # Between other voxel sizes, voxel 3000 lies 300 mm off: the grid must not be rounded to 2048.
+    affine, moving = np.diag([1.0, 1, 1, 1]), np.diag([1.1, 1, 1, 1])
+    field = torch.zeros(1, 2, 3001, 2)
+    save_displacement(tmp_path / "a.nii", field, affine, moving)
+    stored = nib.load(tmp_path / "a.nii").get_fdata()[2047:, 0, 0, 0, 0]
+    np.testing.assert_allclose(stored, -0.1 * np.arange(2047, 3001), rtol=1e-6)  # LPS
+
+
 def test_zero_stays_exactly_zero(tmp_path):
     affine = random_affine(np.random.default_rng(3), 3)
     save_displacement(tmp_path / "a.nii.gz", torch.zeros(1, 3, 4, 5, 6), affine)

@@ -237,5 +237,8 @@ def test_where_rounding_breaks_the_bound_the_map_is_cut_and_has_no_slope():
     cc, slope, _ = map_and_gradients(correlation_map, a, b, 5, True)
     signed, signed_slope, _ = map_and_gradients(correlation_map, a, b, 5, False)
     assert cc.min() >= 0 and cc.max() == 1
+    for squared, least in ((True, 0), (False, -1)):  # the plain one too, and without a NaN
+        plain = correlation_map_plain(a, b, 9, squared)
+        assert plain.min() >= least and plain.max() <= 1
     assert signed.min() >= -1 and signed.max() <= 1
     assert bool(slope.isfinite().all() and signed_slope.isfinite().all())

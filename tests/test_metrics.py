@@ -396,3 +396,10 @@ def test_new_metrics_leave_their_arguments_alone():
     hausdorff95(a, b, (1.0, 2.0)), sdlogj(field, mask)
     target_registration_error(points, points, field, (1.0, 2.0))
     assert all(torch.equal(x, y) for x, y in zip(arguments, copies, strict=True))
+
+
+def test_weights_below_zero_are_refused_even_where_their_sum_is_not():
+    field, mask = torch.zeros(1, 2, 8, 11), torch.ones(1, 1, 8, 11)
+    mask[0, 0, 3, 4] = -1
+    with pytest.raises(ValueError, match=r"^mask: .*0 and above"):
+        endpoint_error(field, field, mask=mask)

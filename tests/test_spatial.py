@@ -517,6 +517,15 @@ def test_points_keep_their_dtype_and_may_be_none_at_all():
     assert warp_points(torch.ones(2, 0, 2), field).shape == (2, 0, 2)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_point_is_lost_in_all_its_coordinates_and_harms_no_other(bad):
+    points = torch.full((1, 3, 2), 2.5)
+    points[0, 1, 0] = bad
+    landed = warp_points(points, torch.ones(1, 2, 7, 11))
+    assert landed[0, 1].isnan().all()
+    assert landed[0, ::2].tolist() == [[3.5, 3.5]] * 2
+
+
 def test_points_have_the_right_gradient():
     field = smooth_field((5, 6)).requires_grad_()
     points = (torch.tensor([[[1.3, 2.4], [3.6, 4.2]]]).double().repeat(2, 1, 1)).requires_grad_()
@@ -838,13 +847,15 @@ def test_the_tolerance_and_the_iterations_are_kept():
     assert torch.equal(invert(torch.zeros_like(field)), torch.zeros_like(field))
 
 
-def test_halved_steps_invert_what_stretches_more_than_twofold():
+# At 1 whole steps go to and fro; above they fly apart: halves, quarters, eighths are needed.
+@pytest.mark.parametrize("slope", [1.0, 1.5, 4.0, 10.0])
+def test_halved_steps_invert_what_stretches_more_than_twofold(slope):
     # φ(x) = x + 1.5 (x − c): the slope of u is 1.5, and whole steps fly apart.
-    matrix = torch.tensor([[[2.5, 0, 0], [0, 2.5, 0]]]).double()
-    field = affine_displacement(matrix, (30, 34))
+    stretch = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).double()
+    field = affine_displacement((1 + slope) * stretch, (30, 34))
     inverse = invert(field)
     assert compose(field, inverse).abs().max() <= 1e-3
-    expected = affine_displacement(torch.tensor([[[0.4, 0, 0], [0, 0.4, 0]]]).double(), (30, 34))
+    expected = affine_displacement(stretch / (1 + slope), (30, 34))
     torch.testing.assert_close(inverse, expected, atol=1e-3, rtol=0)
     plain = -field
     for _ in range(50):
