@@ -297,7 +297,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     require_same("second", second, "first", first)
     dtype = _sampling_dtype(first, second)
     moved = _pull_back(first.to(dtype), second.to(dtype), "linear", "border")
-    return moved.add_(second).to(second.dtype)
+    return moved.add_(second).to(torch.promote_types(first.dtype, second.dtype))
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:

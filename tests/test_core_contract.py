@@ -352,7 +352,7 @@ def test_nothing_is_made_on_torchs_default_device(ndim, name):
     function, kinds, _, _ = cases(ndim)[name]
     tensors = arguments(kinds, ndim)
     expected, expected_slopes = function(*tensors), slopes(function, tensors)
-    spatial._corner_grid.cache_clear()
+    spatial._sampler_grid.cache_clear()
     with torch.device("meta"):
         found = function(*tensors)
     assert found.device.type == "cpu"
@@ -362,7 +362,7 @@ def test_nothing_is_made_on_torchs_default_device(ndim, name):
         result = function(*leaves)
         if result.requires_grad:
             result.sum().backward()
-    spatial._corner_grid.cache_clear()
+    spatial._sampler_grid.cache_clear()
     assert all(x.grad is None or x.grad.device.type == "cpu" for x in leaves)
     assert not expected_slopes or result.requires_grad
 
