@@ -129,7 +129,7 @@ def mutual_information(warped: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
         TypeError, ValueError: on a wrong rank, shape, dtype, device or number of bins.
 
     Source: Mattes, Haynor, Vesselle, Lewellen, Eubank, "PET-CT image registration in the chest
-    using free-form deformations", TMI 22(1), 2003, with a narrower window. Taught in lesson 13.
+    using free-form deformations", TMI 22(1), 2003, with a narrower window. Taught in lesson 16.
     """
     _require_pair(warped, fixed)
     bins = require_whole("bins", bins, 2)
