@@ -63,7 +63,8 @@ def to_grid(positions, shape):
         shape: (height, width) of the image that will be read
 
     Returns:
-        tensor (B, h, w, 2): the last axis is (x, y), from -1 to 1 inside the image;
+        tensor (B, h, w, 2): the last axis is (x, y), from -1 to 1 inside the image
+        and beyond that outside of it;
         made with torch's own functions, so that gradients pass through
 
     Example:

@@ -225,7 +225,8 @@ found = {
     "pyramid, enlarged by corners": center_of_mass(resize_image(coarse, (224, 192))),
 }
 for name, where in found.items():
-    print(f"{name:29} off by ({', '.join(f'{x:+.1f}' for x in (where - place).tolist())}) voxels")
+    row, column = ((where - place).round(decimals=1) + 0.0).tolist()    # + 0.0: no "-0.0"
+    print(f"{name:29} off by ({row:+.1f}, {column:+.1f}) voxels")
 off = [(where - place).abs() for where in found.values()]
 assert (off[0] - 7.5).abs().max() < 0.2 and max(off[k].max() for k in (1, 3, 4)) < 0.3
 assert off[2].min() > 4

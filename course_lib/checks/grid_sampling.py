@@ -88,7 +88,8 @@ def _to_grid(positions: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _positions() -> tuple[Tensor, tuple[int, int]]:
     generator = torch.Generator().manual_seed(21)
-    return 5 * torch.rand(2, 2, 3, 4, generator=generator), (7, 11)
+    # Inside and outside of the image, too.
+    return 14 * torch.rand(2, 2, 3, 4, generator=generator) - 2, (7, 11)
 
 
 def _one_position() -> tuple[Tensor, tuple[int, int]]:
@@ -160,6 +161,18 @@ to_grid = Check(
         Mistake(
             lambda positions, shape: (_to_grid(positions, shape) + 1) / 2,
             "these coordinates run from 0 to 1.\ngrid_sample counts from −1 to 1.",
+        ),
+        Mistake(
+            lambda positions, shape: _to_grid(positions, shape).clamp(-1, 1),
+            "places outside the image are pushed to its edge.\n"
+            "They keep their coordinates, beyond −1 and 1: what lies out there is the sampler's\n"
+            "business (its padding). Leave out the clamp.",
+        ),
+        Mistake(
+            lambda positions, shape: _to_grid(positions, shape) - 1,
+            "these coordinates run from −2 to 0.\n"
+            "Likely cause: 2 * (j / (W − 1) − 1); the factor belongs to the fraction alone:\n"
+            "2 * j / (W − 1) − 1.",
         ),
         Mistake(
             lambda positions, shape: _to_grid(positions, shape) + 1,
@@ -283,6 +296,18 @@ def _border_near(image: Tensor, positions: Tensor) -> Tensor:
     return _border(image, positions) * near[:, None]
 
 
+def _one_too_far(image: Tensor, positions: Tensor) -> Tensor:
+    """Rows and columns up to n, and not n − 1, count as inside."""
+    height, width = image.shape[2:]
+    i0, j0, fractions = _split(positions)
+
+    def fetch(i: Tensor, j: Tensor) -> Tensor:
+        near = (i >= 0) & (i <= height) & (j >= 0) & (j <= width)
+        return _fetch(image, i, j, outside=1.0) * near[:, None]
+
+    return _mix(fetch, i0, j0, fractions)
+
+
 def _wrapped(image: Tensor, positions: Tensor) -> Tensor:
     """An index below zero counts from the end, one beyond the end begins anew."""
     height, width = image.shape[2:]
@@ -345,6 +370,16 @@ bilinear = Check(
         Mistake(
             _nearest,
             "this is the value of the nearest voxel.\nMix the four neighbors by their weights.",
+        ),
+        Mistake(
+            _other_fractions(lambda a, b: (torch.full_like(a, 0.5), torch.full_like(b, 0.5))),
+            "this is the plain mean of the four neighbors.\n"
+            "Each counts by its own weight: (1 − a)(1 − b), (1 − a) b, a (1 − b), a b.",
+        ),
+        Mistake(
+            _one_too_far,
+            "the row or column just behind the last one counts as inside.\n"
+            "The last row is height − 1, the last column width − 1: i < height, not i <= height.",
         ),
         Mistake(
             _border,
