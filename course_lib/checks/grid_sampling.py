@@ -515,6 +515,14 @@ bilinear_border = Check(
             "What has to be clamped so that a stays between 0 and 1?",
         ),
         Mistake(
+            lambda image, positions: _extrapolated(image, positions).clamp(
+                image.min(), image.max()
+            ),
+            "the result is clamped to the range of the image: that hides the bug, and outside the\n"
+            "values are still not those of the edge.\n"
+            "At row −1.5 the weights are 2.5 and −1.5. Clamp what they are made from.",
+        ),
+        Mistake(
             _fraction_of_outside,
             "no value is invented any more, but outside this mixes the last two rows or columns.\n"
             "At row −1.5, floor gives a = 0.5. The border value alone belongs there: a must be 0\n"
