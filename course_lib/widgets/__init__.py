@@ -8,15 +8,25 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.playground import Playground
+from course_lib.widgets.similarity import (
+    corrupt,
+    lowest_shifts,
+    shift_losses,
+    similarity_explorer,
+)
 from course_lib.widgets.slices import slice_viewer
 
 __all__ = [
     "Descent",
     "Playground",
     "bump_displacement",
+    "corrupt",
     "deformation_explorer",
     "descent_explorer",
     "fit_disc",
+    "lowest_shifts",
+    "shift_losses",
+    "similarity_explorer",
     "slice_viewer",
     "soft_disc",
     "warp_slider",
