@@ -255,7 +255,7 @@ for name, b in (("itself", retina), ("noise", other)):
 assert scores.max() > 10  # the correlation with noise, squared
 
 # %% [markdown]
-# A squared correlation above 1, and variances below 0 in most windows: something is miscounted. Mend it. Asked for is one correlation for each 9 × 9 window, over the values of **all three channels together**, with zeros outside the image. There are two bugs; you may keep the rest.
+# With itself all looks well: the same wrong number stands above and below the line. With noise there are squared correlations above 1, and the variances are below 0 in most windows: something is miscounted. Mend it. Asked for is one correlation for each 9 × 9 window, over the values of **all three channels together**, with zeros outside the image. There are two bugs; you may keep the rest.
 
 # %%
 def color_lncc(a, b):
