@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from course_lib import setup
 from course_lib.datasets import brains
 from course_lib.landscapes import landscape, rotations, translations
+from course_lib.local_ncc import correlation_map
 from course_lib.losses import lncc, mse, ncc
 from course_lib.plotting import curves, images, show
 from course_lib.spatial import affine_displacement, pyramid, warp
@@ -41,14 +42,18 @@ cover = {
     "local correlation²": landscape(lncc, drifting, brain, translations(shifts, axis=1)),
 }
 scaled = {name: (h - h.min()) / (h.max() - h.min()) for name, h in cover.items()}
-show(
-    curves({name: (shifts, h) for name, h in scaled.items()},
-           xlabel="shift (voxels)", ylabel="loss (own range)"),
-    alt="Three curves over the shift. Local correlation has a narrow valley at 0; the two others "
-    "are lowest at plus 2 voxels.",
-)  # fmt: skip
-show(images({"fixed": brain, "moving": drifting}), alt="A brain slice, and the same one nearly black on the left and very bright on the right.")
 lowest = {name: shifts[int(h.argmin())] for name, h in cover.items()}
+figure = curves({name: (shifts, h) for name, h in scaled.items()}, xlabel="shift (voxels)", ylabel="loss (own range)")
+figure.axes[0].plot(list(lowest.values()), [0, 0, 0], "ko")             # the lowest places
+show(
+    figure,
+    alt="Three curves over the shift. Local correlation has a narrow valley at 0; the two others "
+    "lie on each other and are lowest at plus 2 voxels.",
+)
+show(
+    images({"fixed": brain, "moving (above 1: white)": drifting}),
+    alt="A brain slice, and the same one dark on the left and white on the right.",
+)
 print(lowest)
 assert lowest == {"MSE": 2, "correlation": 2, "local correlation²": 0}
 
@@ -180,6 +185,12 @@ def lncc_signed(w, f):
     return lncc(w, f, squared=False)
 
 
+show(
+    images({"cc² of brain and itself": correlation_map(brain, brain, 9),
+            "cc² of brain and drifting": correlation_map(drifting, brain, 9)}),
+    alt="Two maps of cc². With itself it is 1 in the brain and 0 in the background; with the "
+    "drifting image it is nearly the same, but low where that is darkest or brightest.",
+)  # fmt: skip
 for name, image in (("itself", brain), ("its negative", negative)):
     signed, squared = (float(loss(image, brain)) for loss in (lncc_signed, lncc))
     print(f"the brain and {name:12}  signed {signed:+.2f}  squared {squared:+.2f}")
@@ -209,7 +220,7 @@ for name, loss in (("signed", lncc_signed), ("squared", lncc)):
 # %% [markdown]
 # ## 4 · Who survives what?
 #
-# Now spoil the moving image in five ways and ask where each landscape is lowest. **Predict** before you look: which of the four losses has no wrong place in its row?
+# Now spoil the moving image in five ways and ask where each landscape is lowest. The last way *reorders* the tissues: the background stays dark, but fluid becomes brighter than white matter, as in T2-weighted MR. **Predict** before you look: which of the four losses has no wrong place in its row?
 
 # %%
 spoiled = {
@@ -218,22 +229,28 @@ spoiled = {
     "noise": corrupt(brain, noise=0.3),
     "bias field": drifting,
     "negative": negative,
+    "reordered": (brain > 0) * negative,
 }
+show(
+    images({name: image for name, image in spoiled.items() if name != "nothing"}),
+    alt="The brain, darker; grainy; dark on the left and white on the right; as a negative with a "
+    "white background; and as a negative with a black background.",
+)
 losses = {"MSE": mse, "−r": ncc, "local, signed": lncc_signed, "local, squared": lncc}
 table = {}
 for name, loss in losses.items():
     heights = [landscape(loss, image, brain, translations(shifts, axis=1)) for image in spoiled.values()]
     table[name] = [shifts[int(h.argmin())] for h in heights]
-print(f"{'lowest at':15}" + "".join(f"{what:>17}" for what in spoiled))
+print(f"{'lowest at':15}" + "".join(f"{what:>16}" for what in spoiled))
 for name, row in table.items():
-    print(f"{name:15}" + "".join(f"{place:+17d}" for place in row))
+    print(f"{name:15}" + "".join(f"{place:+16d}" for place in row))
 assert table["MSE"][:3] == table["−r"][:3] == table["local, signed"][:3] == [0, 0, 0]
 assert table["MSE"][3] == table["−r"][3] == 2 and table["local, signed"][3] == 0
-assert all(abs(table[name][4]) > 8 for name in ("MSE", "−r", "local, signed"))
-assert table["local, squared"] == [0, 0, 0, 0, 0]
+assert all(abs(place) > 3 for name in ("MSE", "−r", "local, signed") for place in table[name][4:])
+assert table["local, squared"] == [0, 0, 0, 0, 0, 0]
 
 # %% [markdown]
-# The squared local version. Is it then the best loss? Look at the *shape* of its valley, which the table does not show:
+# The squared local version. It even stands the reordered tissues: where a window holds two tissues, their two brightnesses always lie on a line, rising or falling. Is it then the best loss? Look at the *shape* of its valley, which the table does not show:
 
 # %%
 windows = {f"window {n}": n for n in (5, 9, 31)}
@@ -252,7 +269,7 @@ print("of the whole depth:", {name: f"{value:.0%}" for name, value in fall.items
 assert fall["window 5"] < 0.1 and fall["window 9"] < 0.1 and fall["window 31"] > 0.14 and fall["−r"] > 0.4
 
 # %% [markdown]
-# Between 12 and 6 voxels from the right place, the valley of a small window hardly falls: no slope says where to go. How far away a loss still leads home is its **capture range**. Local correlation buys precision and robustness with a small capture range, which is why registrations start with a pose, or on coarse images (lesson 00 did both). A larger window reaches further, and sees more of the bias. And none of the four survives every scanner: when tissue brightness is *reordered*, as between CT and MR, one needs another idea (lesson 16).
+# Between 12 and 6 voxels from the right place, the valley of a small window hardly falls: no slope says where to go. How far away a loss still leads home is its **capture range**. Local correlation buys precision and robustness with a small capture range, which is why registrations start with a pose, or on coarse images (lesson 00 did both). A larger window reaches further, and sees more of the bias. And where windows hold more than two tissues, or two scanners see different things altogether, as CT and MR do, no line connects them: that needs another idea (lesson 16).
 
 # %% [markdown]
 # ## 5 · The price of a window
@@ -357,7 +374,7 @@ assert grainy.max() - grainy.min() < 0.5 * (clean.max() - clean.min())
 # 2. It is the value of *one* window, at $(x, y)$. How the windows become one number is not said.
 # 3. It is signed; VoxelMorph, which the survey describes, squares it.
 # 4. A loss falls as images agree. This one would have to be negated. And −1 is a perfect match with inverted contrast, as you saw in section 2.
-# 5. Neither sign nor square makes it multimodal: it survives a contrast turned upside down, not one that is reordered.
+# 5. Signed, it is lost as soon as tissues swap their brightness: the column "reordered" of section 4. Only the square in small windows stood that, for a reason that the survey does not give.
 #
 # </details>
 #
@@ -376,7 +393,7 @@ generator = torch.Generator().manual_seed(0)
 noise, other = (torch.rand(1, 1, 120, 100, generator=generator) for _ in range(2))
 values = as_printed(noise, other), as_printed(noise + 1, other + 1)
 print(f"as printed: noise {values[0]:.1f}, the same but brighter by 1: {values[1]:.1f}")
-print(f"r: {float((noise.flatten() - 0.5) @ (other.flatten() - 0.5)) / noise.numel() * 12:.1f}".replace("-0.0", "0.0"))
+print(f"|r| of the two images: {abs(float(ncc(noise, other))):.1f}")
 assert 0.3 < values[0] < 0.5 and values[1] > 0.8 and abs(ncc(noise, other)) < 0.05
 
 # %% [markdown]
@@ -467,7 +484,7 @@ assert between < 0.8 * on
 #
 # - MSE wants equal intensities; correlation forgives one gain and one offset; local correlation forgives a drift of both.
 # - The best value of $-r$ is −1. A correlation of −1 is a perfect match of a negative, not "no match".
-# - Squaring accepts inverted contrast. Nothing here survives reordered contrast.
+# - Squaring accepts inverted contrast, wanted or not.
 # - Narrow valleys are precise and have a small capture range. Look at landscapes, not at single values.
 # - Know a loss's range, count what you sum, and assert both.
 #

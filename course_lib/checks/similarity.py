@@ -150,6 +150,16 @@ ncc = Check(
             "average along axis 1 with keepdim=True.",
         ),
         Mistake(
+            lambda a, b: -_correlations(a[None], b[None], lost=1).mean(),
+            "all items of the batch are treated as one image, and the variances are divided by\n"
+            "n − 1 (as var() and std() do unless told unbiased=False), the covariance by n.\n"
+            "Flatten all axes but the first, x.flatten(1), and average along axis 1.",
+        ),
+        Mistake(
+            lambda a, b: -_correlations(a, b).abs().mean(),
+            "this is −|r|: an inverted contrast would count as agreement.\nKeep the sign of r.",
+        ),
+        Mistake(
             lambda a, b: -_correlations(a, b, start=2).mean(),
             "each channel is correlated by itself.\n"
             "Here all voxels of all channels of an item count together: flatten(1), not (2).",
@@ -256,6 +266,14 @@ def _one_axis(image: Tensor, window: int, axis: int) -> Tensor:
     return sums.narrow(5 - axis, radius, image.shape[5 - axis])
 
 
+def _corners(image: Tensor, window: int, *, both: bool) -> Tensor:
+    """The summed-area table with corners forgotten: the last one, or the two at the sides."""
+    radius = window // 2
+    s = F.pad(image, (radius + 1, radius, radius + 1, radius)).cumsum(2).cumsum(3)
+    w, far, near = window, s[..., window:, window:], s[..., :-window, :-window]
+    return far - s[..., :-w, w:] - s[..., w:, :-w] if both else far - near
+
+
 class _Names(TorchDispatchMode):
     """The names of all operations, in order."""
 
@@ -307,6 +325,28 @@ box_sums = Check(
             lambda image, window: _shifted(image, window, -(window // 2)),
             "each window begins at its voxel instead of standing around it.\n"
             "The window of voxel i begins at i − window // 2: pad that many zeros in front.",
+        ),
+        Mistake(
+            lambda image, window: _shifted(image, window, -1),
+            "each window stands one voxel too far down and to the right.\n"
+            "Likely cause: the additional zero is behind the image; it belongs in front:\n"
+            "F.pad(image, (r + 1, r, r + 1, r)) with r = window // 2.",
+        ),
+        Mistake(
+            lambda image, window: image.cumsum(2).cumsum(3),
+            "this is the cumulative sum itself: each value is the sum of all before it.\n"
+            "The sum over a window is a difference of two of them, along each axis.",
+        ),
+        Mistake(
+            lambda image, window: _corners(image, window, both=False),
+            "in the double cumulative sum, this subtracts one corner only.\n"
+            "Work along one axis, difference included, and then along the other; or use all four\n"
+            "corners of the window.",
+        ),
+        Mistake(
+            lambda image, window: _corners(image, window, both=True),
+            "in the double cumulative sum, the part above *and* to the left is subtracted twice.\n"
+            "Add it once: S at the fourth corner.",
         ),
         Mistake(
             _one_missing,
@@ -424,6 +464,18 @@ def _root_kept(a: Tensor, b: Tensor, window: int) -> Tensor:
     return -(cross**2 / (var_a.clamp(min=0) * var_b.clamp(min=0) + 1e-5).sqrt()).mean()
 
 
+def _eps_as_floor(a: Tensor, b: Tensor, window: int) -> Tensor:
+    cross, var_a, var_b = _parts(a, b, window)
+    return -(cross * cross / (var_a * var_b).clamp(min=1e-5)).mean()
+
+
+def _mean_not_squared(a: Tensor, b: Tensor, window: int) -> Tensor:
+    n, sums = window**2, _box_sums
+    cross = sums(a * b, window) - sums(a, window) * sums(b, window) / n
+    var_a, var_b = (sums(x * x, window) - sums(x, window) / n for x in (a, b))
+    return -(cross * cross / (var_a * var_b + 1e-5)).mean()
+
+
 def _signed(a: Tensor, b: Tensor, window: int) -> Tensor:
     return losses.lncc(a, b, window, squared=False)
 
@@ -513,6 +565,25 @@ lncc = Check(
             "var_a · var_b + 1e-5.",
         ),
         Mistake(
+            lambda a, b, window: -_parts(a, b, window)[0].square().mean(),
+            "this is cross² alone: the division by var_a · var_b + 1e-5 is missing.\n"
+            "Twice the contrast would count as four times the similarity.",
+        ),
+        Mistake(
+            _eps_as_floor,
+            "1e-5 is a floor here, clamp(min=1e-5); asked for is an addition.\n"
+            "Some libraries do it your way; the values differ in faint windows.",
+        ),
+        Mistake(
+            _mean_not_squared,
+            "in the variances Σa / n is subtracted; it has to be (Σa)² / n.",
+        ),
+        Mistake(
+            lambda a, b, window: -(correlation_map_plain(a, b, window, squared=False).abs().mean()),
+            "this is −mean|cc|; asked for is the square, −mean(cc²).\n"
+            "Is there a root in the denominator, and an abs()?",
+        ),
+        Mistake(
             lambda a, b, window: _lncc_of(*_parts(a, b, window), eps=1e-10),
             "eps is 1e-10 here; asked for is 1e-5, which mutes windows with next to no contrast.",
         ),
@@ -599,6 +670,11 @@ color_lncc = Check(
         Mistake(
             _gray,
             "the channels are averaged to gray first.\n"
+            "That is a sound loss, but asked for is one correlation over all 9 · 9 · 3 values.",
+        ),
+        Mistake(
+            lambda a, b: losses.lncc(a[:, 1:2], b[:, 1:2]),
+            "this takes the green channel alone.\n"
             "That is a sound loss, but asked for is one correlation over all 9 · 9 · 3 values.",
         ),
         Mistake(
