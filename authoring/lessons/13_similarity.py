@@ -189,7 +189,7 @@ show(
     images({"cc² of brain and itself": correlation_map(brain, brain, 9),
             "cc² of brain and drifting": correlation_map(drifting, brain, 9)}),
     alt="Two maps of cc². With itself it is 1 in the brain and 0 in the background; with the "
-    "drifting image it is nearly the same, but low where that is darkest or brightest.",
+    "drifting image it stays near 1 along the edges of the brain and falls inside it in patches.",
 )  # fmt: skip
 for name, image in (("itself", brain), ("its negative", negative)):
     signed, squared = (float(loss(image, brain)) for loss in (lncc_signed, lncc))
@@ -201,7 +201,7 @@ assert -0.6 < lncc(brain, brain) < -0.5 and 0.4 < flat < 0.5
 assert lncc_signed(negative, brain) > 0.5 and lncc(negative, brain) < -0.5
 
 # %% [markdown]
-# **A perfect match does not reach −1.** Nearly half of the windows lie in the black background, where $v_w v_f = 0$ and $\varepsilon$ makes $cc = 0$. The mean counts them. So values of local correlation are comparable only between images with the same share of background.
+# **A perfect match does not reach −1.** Nearly half of the windows lie in the black background, where $v_w v_f = 0$ and $\varepsilon$ makes $cc = 0$. The mean counts them. (The second map stays bright along edges, and falls where the drift within a window outweighs the contrast of the tissue.) So values of local correlation are comparable only between images with the same share of background.
 #
 # **What the square hides.** To the square, the negative is as good as the original. That helps where contrast is inverted. Where it is not, the square may match bright with dark. **Predict**: stripes repeat every 16 voxels. At which shifts from −12 to 12 does each version have a valley?
 
