@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 import course_lib
-from course_lib import losses, metrics, plotting, spatial, validation, volumes
+from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
 from course_lib.classical import affine
 from course_lib.datasets import Pair, brains, collate
 from course_lib.evaluation import table, warp_labels
@@ -463,6 +463,42 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     del starts["None"]  # which is a start from zero
     add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
 
+    # landscapes
+    poses = landscapes.translations([0, 1])
+
+    def heights(loss=losses.mse, moving=IMAGE, fixed=IMAGE, poses=poses):
+        return landscapes.landscape(loss, moving, fixed, poses)
+
+    poor = {
+        "a word": "mse",
+        "None": None,
+        "of many numbers": lambda a, b: a - b,
+        "of nothing": lambda a, b: None,
+        "of words": lambda a, b: "low",
+    }
+    add("landscape", poor, "loss", lambda v: heights(loss=v))
+    add("landscape", bad_images(IMAGE), "fixed", lambda v: heights(fixed=v))
+    add("landscape", bad_images(IMAGE) | unlike(IMAGE), "moving", lambda v: heights(moving=v))
+    add("landscape", BAD_MATRICES | {"none": poses[:0]}, "poses", lambda v: heights(poses=v))
+    bad_rows = {
+        "a number": 1.0,
+        "one number in a tensor": torch.tensor(1.0),
+        "none": [],
+        "a word": "ab",
+        "words": ["a"],
+        "NaN": [0.0, NAN],
+        "infinite": [INF],
+        "nested": [[1.0, 2.0]],
+        "None": None,
+    }
+    axes_ = {"negative": -1, "too large": 2, "a fraction": 0.5, "a boolean": True, "None": None}
+    ndims = {"one": 1, "four": 4, "a word": "2", "None": None, "a boolean": True}
+    add("translations", bad_rows, "offsets", landscapes.translations)
+    add("translations", axes_, "axis", lambda v: landscapes.translations([1.0], v))
+    add("translations", ndims, "ndim", lambda v: landscapes.translations([1.0], 0, v))
+    add("rotations", bad_rows, "degrees", landscapes.rotations)
+    add("rotations", ndims, "ndim", lambda v: landscapes.rotations([1.0], v))
+
     # volumes
     for function in (volumes.to_world, volumes.to_voxel):
         name = function.__name__
@@ -811,6 +847,9 @@ GOOD = {
     "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
     "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
     "refine": lambda: refine(IMAGE, IMAGE, FIELD, **FAST),
+    "landscape": lambda: landscapes.landscape(losses.mse, IMAGE, IMAGE, MATRIX),
+    "translations": lambda: landscapes.translations([0.0, 1.5], 2, 3),
+    "rotations": lambda: landscapes.rotations([0.0, 90.0], 3),
     "to_world": lambda: volumes.to_world([[1, 2, 3]], HEAD.affine),
     "to_voxel": lambda: volumes.to_voxel(np.zeros((2, 4, 3)), HEAD.affine),
     "orientation": lambda: volumes.orientation(HEAD.affine),

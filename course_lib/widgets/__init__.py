@@ -9,16 +9,26 @@ from course_lib.widgets.deformation import bump_displacement, deformation_explor
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.sampling import sampling_explorer
+from course_lib.widgets.similarity import (
+    corrupt,
+    lowest_shifts,
+    shift_losses,
+    similarity_explorer,
+)
 from course_lib.widgets.slices import slice_viewer
 
 __all__ = [
     "Descent",
     "Playground",
     "bump_displacement",
+    "corrupt",
     "deformation_explorer",
     "descent_explorer",
     "fit_disc",
+    "lowest_shifts",
     "sampling_explorer",
+    "shift_losses",
+    "similarity_explorer",
     "slice_viewer",
     "soft_disc",
     "warp_slider",
