@@ -29,7 +29,7 @@ def a_pair() -> Pair:
     generator = torch.Generator().manual_seed(0)
     moving, fixed = (smooth(torch.rand(1, 1, *SHAPE, generator=generator), 2.0) for _ in range(2))
     labels = torch.zeros(1, 1, *SHAPE, dtype=torch.long)
-    labels[..., 8:30, 10:50] = 2
+    labels[..., :30, 10:] = 2  # up to the border, where outside is 0
     return Pair(moving, fixed, labels, labels.roll(3, dims=3), None, (2.0, 2.0))
 
 
@@ -100,6 +100,25 @@ class TestPicture:
                 assert loud(explorer.render(exponent, kind)) == folds
                 seen.add(folds)
         assert seen == {False, True}
+
+    def test_the_line_is_loud_when_a_single_voxel_folds(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        field = torch.zeros(1, 2, *SHAPE)
+        field[0, 1, 40, 30] = 3.0  # one neighbor is overtaken, outside the labels
+        flat = {w: torch.zeros(1, 2, *SHAPE) for w in WEIGHTS}
+        folding = explore(diffusion=flat | {1.0: field}, bending=flat)
+        heard: list[bool] = []
+        draw = drawing.Page.draw
+
+        def listen(page: drawing.Page, panels: Any, lines: Any, alarm: bool = False) -> Any:
+            heard.append(alarm)
+            return draw(page, panels, lines, alarm)
+
+        monkeypatch.setattr(drawing.Page, "draw", listen)
+        folding.render(0, 0)
+        folding.render(0, 1)
+        assert heard == [True, False]
 
     def test_shows_the_warped_image(self, explorer: Playground) -> None:
         page = drawing.Page(SHAPE, TITLES, [("≥ 2", 1.0), ("0.5", 0.25)], lines=2)
