@@ -19,6 +19,7 @@ from course_lib.validation import (
 )
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
+Regularizer = Callable[[Tensor], Tensor]
 
 
 def descend(
@@ -63,12 +64,13 @@ def refine(
     start: Tensor | None = None,
     *,
     similarity: Similarity = lncc,
+    regularizer: Regularizer = diffusion,
     weight: float = 2.5,
     factors: Sequence[float] = (4, 2, 1),
     steps: int = 60,
     progress: bool = False,
 ) -> Tensor:
-    """The displacement that minimizes ``similarity(warped, fixed) + weight · diffusion(u)``.
+    """The displacement that minimizes ``similarity(warped, fixed) + weight · regularizer(u)``.
 
     Adam on every voxel's displacement, coarse to fine: the field found on a small image is resized
     and is the start on the next. Samples outside the moving image take its border value.
@@ -77,7 +79,8 @@ def refine(
         moving, fixed: ``(B, C, *spatial)``, floating.
         start: ``(B, D, *spatial)``, in voxels, where the descent begins; zero if None.
         similarity: a loss of ``(warped, fixed)``.
-        weight: of the smoothness, 0 or more: large is stiff, small folds.
+        regularizer: a penalty of the displacement, in voxels of the level's image.
+        weight: of the penalty, 0 or more: large is stiff, small folds.
         factors: how much smaller the images of each level are, coarse to fine.
         steps: gradient steps on each level.
         progress: whether to show a progress bar.
@@ -97,6 +100,7 @@ def refine(
     require_number("weight", weight, 0)
     require_schedule(factors, steps)
     require_callable("similarity", similarity)
+    require_callable("regularizer", regularizer)
     moving, fixed = (at_least_float32(image.detach().clone()) for image in (moving, fixed))
     if start is None:
         displacement = torch.zeros_like(fixed[:, :1]).repeat_interleave(len(spatial), dim=1)
@@ -107,7 +111,7 @@ def refine(
 
     def energy(displacement: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         warped = warp(moving, displacement, padding="border")
-        total = similarity(warped, fixed) + weight * diffusion(displacement)
+        total = similarity(warped, fixed) + weight * regularizer(displacement)
         # Adam's epsilon is made for gradients of about 1, whatever the number of voxels.
         return total * fixed.numel()
 

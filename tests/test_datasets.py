@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from course_lib.datasets import Pair, brains, collate
+from course_lib.datasets import Pair, brains, collate, halve
 from course_lib.metrics import correlation, dice
 from course_lib.optimise import refine
 from course_lib.spatial import affine_displacement, jacobian_determinant, warp
@@ -239,3 +241,41 @@ def test_collate_drops_what_one_pair_does_not_know():
 def test_what_is_unknown_is_none():
     image = torch.zeros(1, 1, 4, 5)
     assert Pair(image, image)[2:] == (None, None, None, None)
+
+
+# --------------------------------------------------------------------------------------- halve
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (7, 8, 9)])
+def test_halve_keeps_every_other_voxel_and_halves_the_displacement(shape):
+    smaller = tuple((n + 1) // 2 for n in shape)
+    labels = torch.arange(2 * math.prod(shape)).view(2, 1, *shape)
+    image, field = torch.rand(2, 1, *shape), torch.rand(2, len(shape), *shape)
+    spacing = tuple(1.0 + axis for axis in range(len(shape)))
+    pair = Pair(image, image * 0.5, labels, labels + 1, field, spacing)
+    half = halve(pair)
+    assert half.moving.shape == half.fixed.shape == (2, 1, *smaller)
+    other = (..., *(slice(None, None, 2),) * len(shape))
+    assert torch.equal(half.moving_labels, labels[other])
+    assert torch.equal(half.fixed_labels, labels[other] + 1)
+    assert torch.equal(half.displacement, field[other] / 2)
+    torch.testing.assert_close(half.fixed, half.moving * 0.5)
+    assert half.spacing == tuple(2 * size for size in spacing)
+
+
+def test_halve_blurs_before_it_drops():
+    stripes = torch.zeros(1, 1, 16, 20)
+    stripes[..., ::2] = 1  # every other column: without a blur all that is left is white
+    middle = halve(Pair(stripes, stripes)).fixed[..., 2:-2, 2:-2]
+    assert middle.max() < 0.6
+
+
+def test_half_a_pair_is_registered_by_its_displacement():
+    half = halve(brains.pair(2))
+    error = (warp(half.moving, half.displacement) - half.fixed).abs().mean()
+    assert error < 0.4 * (half.moving - half.fixed).abs().mean()
+
+
+def test_halve_leaves_what_is_unknown():
+    image = torch.rand(1, 1, 6, 7)
+    assert halve(Pair(image, image))[2:] == (None, None, None, None)

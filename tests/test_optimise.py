@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from course_lib.losses import diffusion, lncc, mse, ncc
+from course_lib.losses import bending_energy, diffusion, lncc, mse, ncc
 from course_lib.optimise import refine
 from course_lib.spatial import resize_displacement, smooth, warp
 
@@ -54,6 +54,17 @@ def test_a_larger_weight_is_smoother():
         similarity.append(float(lncc(warp(moving, found, padding="border"), fixed)))
     assert roughness[0] > 1.5 * roughness[1] > 3 * roughness[2]
     assert similarity[0] < similarity[1] < similarity[2]
+
+
+def test_the_penalty_is_the_one_asked_for():
+    moving, fixed, _ = make_pair(SHAPES[0])
+    by_default = refine(moving, fixed, **QUICK)
+    torch.testing.assert_close(refine(moving, fixed, regularizer=diffusion, **QUICK), by_default)
+    bent = refine(moving, fixed, regularizer=bending_energy, **QUICK)
+    crooked = [bending_energy(u) / diffusion(u) for u in (bent, by_default)]
+    assert crooked[0] < 0.9 * crooked[1]
+    free = refine(moving, fixed, regularizer=lambda u: 0 * u.sum(), **QUICK)
+    torch.testing.assert_close(free, refine(moving, fixed, **{**QUICK, "weight": 0.0}))
 
 
 def test_three_levels_unless_told_coarse_to_fine():

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 import course_lib
 from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
 from course_lib.classical import affine
-from course_lib.datasets import Pair, brains, collate
+from course_lib.datasets import Pair, brains, collate, halve
 from course_lib.evaluation import table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.optimise import refine
@@ -457,6 +457,13 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         add(name, bad_factors, "factors", lambda v, c=call: c(factors=v))
         add(name, BAD_WHOLE, "steps", lambda v, c=call: c(steps=v))
         add(name, {"a word": "ncc", "None": None}, "similarity", lambda v, c=call: c(similarity=v))
+    bad_penalties = {"a word": "bending", "None": None, "a number": 2.5}
+    add(
+        "refine",
+        bad_penalties,
+        "regularizer",
+        lambda v: refine(IMAGE, IMAGE, regularizer=v, **FAST),
+    )
     bad_weights = BAD_NUMBERS | {"negative": -1, "infinite": INF}
     add("refine", bad_weights, "weight", lambda v: refine(IMAGE, IMAGE, weight=v, **FAST))
     starts = bad_fields(FIELD) | unlike(FIELD)
@@ -640,6 +647,18 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         },
         "pairs",
         collate,
+    )
+    add(
+        "halve",
+        {
+            "None": None,
+            "a tensor": IMAGE,
+            "labels for images": Pair(LABELS, LABELS),
+            "other moving": PAIR._replace(moving=IMAGE[..., :5]),
+            "two voxels": Pair(IMAGE[..., :2], IMAGE[..., :2]),
+        },
+        "pair",
+        halve,
     )
     add(
         "table",
@@ -867,6 +886,7 @@ GOOD = {
     "brains.pair": lambda: brains.pair(0),
     "brains.real_pair": lambda: brains.real_pair(2, POSE),
     "collate": lambda: collate([PAIR, PAIR]),
+    "halve": lambda: halve(PAIR),
     "table": lambda: table({"mine": FIELD}, PAIR, {1: "one"}),
     "warp_labels": lambda: warp_labels(LABELS, FIELD),
     "images": lambda: plotting.images({"a": IMAGE, "b": LABELS}, limits=(0, 4)),

@@ -15,6 +15,7 @@ from course_lib.widgets.similarity import (
     shift_losses,
     similarity_explorer,
 )
+from course_lib.widgets.regularity import regularity_explorer
 from course_lib.widgets.slices import slice_viewer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "sampling_explorer",
     "shift_losses",
     "similarity_explorer",
+    "regularity_explorer",
     "slice_viewer",
     "soft_disc",
     "warp_slider",
