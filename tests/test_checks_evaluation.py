@@ -139,7 +139,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG), ids=str)
+GIVEN = {"pair": brains.pair(7)}  # what the notebook's cells above the answer define
+
+
+@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG, namespace=GIVEN), ids=str)
 def test_check(case: Case) -> None:
     case.run()
 

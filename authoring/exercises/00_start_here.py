@@ -25,14 +25,14 @@ course = setup()
 
 # %%
 pair = brains.real_pair(pose=pose_matrix(degrees=14, scale=1.12, shift=(9, -7)))
-shape = pair.fixed.shape[2:]  # (224, 192)
+shape = pair.fixed.shape[2:]                                            # (224, 192)
 u_affine = affine_displacement(register_affine(pair.moving, pair.fixed), shape)
 
 
 def register(weight):
     """The displacement of the affine step and the deformable one, smoothness weighted by weight."""
     bend = refine(warp(pair.moving, u_affine), pair.fixed, weight=weight)
-    return compose(u_affine, bend)  # (1, 2, 224, 192)
+    return compose(u_affine, bend)                                      # (1, 2, 224, 192)
 
 
 # %% [markdown]
@@ -41,7 +41,6 @@ def register(weight):
 # ●○○ · 3 minutes · 1 point
 #
 # A pose goes from fixed to moving, $x \mapsto A(x - c) + t + c$, with a rotation and a scaling in $A$, the center $c$ of the image and a shift $t$. Let the shift be $t = (5, -12)$ here. The images have 224 rows and 192 columns; voxels are counted from 0, so the center of an axis of $n$ voxels lies at $(n - 1)/2$. Where in the moving image lies the point that is at the center of the fixed image?
-
 
 # %%
 def center_in_moving():
@@ -68,7 +67,6 @@ check.center_in_moving(center_in_moving)
 # ●○○ · 5 minutes · 2 points
 #
 # The weight $\lambda$ of the smoothness is 2.5 in the lesson, and 0.01 % of the brain folds. Find a weight with which **more than 0.5 %** of the brain folds. The check registers with your weight and counts.
-
 
 # %%
 def folding_weight():
@@ -109,7 +107,6 @@ assert scores["one that folds"]["Dice gray matter"] > scores["the default"]["Dic
 #
 # Now the other end. The local NCC tells how well the images agree, and here higher is better: the affine map alone has the lowest one, the default weight of 2.5 a much higher one. Find a weight with which it ends **nearer to the affine's than to the default's**.
 
-
 # %%
 def stiff_weight():
     """A weight, 0.1 to 1000, whose local NCC is nearer to the affine's than to the default's."""
@@ -120,7 +117,6 @@ def stiff_weight():
 
 # %% points=2
 check.stiff_weight(stiff_weight)
-
 
 # %%
 def agreement(displacement):
@@ -143,7 +139,6 @@ assert folding_fraction(register(1.25), pair.fixed_labels > 0) > 0.005
 # ●●○ · 7 minutes · 2 points
 #
 # The head is turned by more and more: 0°, 15°, 30°, … up to 165°. The scale and the shift stay the same. Find the **largest multiple of 15°** at which `register_affine` still ends within 2 voxels of the true pose (with the heads' own difference counted in, as in section 5 of the lesson). The check shows the distance at your angle and at the next one.
-
 
 # %%
 def largest_rotation():

@@ -18,7 +18,7 @@ from course_lib.plotting import curves, images, show
 
 course = setup()
 pair = brains.real_pair()
-template, inside = pair.fixed, (pair.fixed_labels > 0).float()  # (1, 1, 224, 192) each
+template, inside = pair.fixed, (pair.fixed_labels > 0).float()          # (1, 1, 224, 192) each
 
 # %% [markdown]
 # ## Task 1 · A perfect prediction (predict)
@@ -26,7 +26,6 @@ template, inside = pair.fixed, (pair.fixed_labels > 0).float()  # (1, 1, 224, 19
 # ●○○ · 5 minutes · 1 point
 #
 # A model predicts `predicted = [[1.], [2.], [4.]]`, a tensor of shape (3, 1). The truth is `true = [1., 2., 4.]`, of shape (3,): every prediction is right. What is the shape of `predicted - true`, and what is the loss, `(predicted - true).square().mean()`? Work it out before you run anything.
-
 
 # %%
 def trapped_loss():
@@ -54,20 +53,18 @@ check.trapped_loss(trapped_loss)
 #
 # Two scanners, two brightnesses. To compare images, each is brought to mean 0 and standard deviation 1 *by itself*, over all its channels and voxels. The function below was meant to do that, but its picture still shows which image was the dark one. Find out why, and write it right in the cell that follows.
 
-
 # %%
 def standardize_with_a_bug(images):
     centered = images - images.mean()
     return centered / centered.square().mean().sqrt()
 
 
-batch = torch.cat([pair.fixed, 0.4 * pair.moving])  # (2, 1, 224, 192)
+batch = torch.cat([pair.fixed, 0.4 * pair.moving])                      # (2, 1, 224, 192)
 scaled = standardize_with_a_bug(batch)
 show(
     images({"image 0": scaled[:1], "image 1": scaled[1:]}, limits=(-2, 2)),
     alt="After the wrong normalization one brain is still much brighter than the other.",
 )
-
 
 # %%
 def standardize(images):
@@ -86,7 +83,7 @@ def standardize(images):
         so the result is [[-1, 1]]
     """
     ### BEGIN SOLUTION
-    centered = images - images.mean((1, 2, 3), keepdim=True)  # means: (B, 1, 1, 1)
+    centered = images - images.mean((1, 2, 3), keepdim=True)            # means: (B, 1, 1, 1)
     return centered / centered.square().mean((1, 2, 3), keepdim=True).sqrt()
     ### END SOLUTION
 
@@ -112,7 +109,6 @@ assert (scaled.mean((1, 2, 3)).abs() < 1e-4).all()
 # ●●○ · 15 minutes · 3 points
 #
 # Below is the convolution of the lesson as its slow definition, for one plane. Write the same with tensors, for batches and channels. Loops over the nine weights, the batch or the channels are fine; loops over rows, columns or voxels are not: the check sees whether a larger image takes more operations. It also asks for the gradients of `images` and of `kernel`.
-
 
 # %%
 def filter_by_loop(image, kernel):
@@ -143,7 +139,7 @@ def correlate(images, kernel):
     """
     ### BEGIN SOLUTION
     height, width = images.shape[2:]
-    padded = F.pad(images, (1, 1, 1, 1))  # (B, C, H + 2, W + 2)
+    padded = F.pad(images, (1, 1, 1, 1))                                # (B, C, H + 2, W + 2)
     result = torch.zeros_like(images)
     for di in range(3):
         for dj in range(3):
@@ -181,7 +177,6 @@ assert left > 0.1 and right < -0.1
 #
 # The lesson's `disc` draws one circle, `(3,)`. Draw a whole batch of them at once, `(B, 3)`: broadcasting puts each disc into its own image if row, column and radius have the right axes. Let the distance be $\sqrt{\cdot + 10^{-6}}$ of the sum of squares, so that a center on a voxel does no harm.
 
-
 # %%
 def soft_disc(shape, circles):
     """Soft discs, 1 inside and 0 outside, 1/2 on the circle.
@@ -198,10 +193,10 @@ def soft_disc(shape, circles):
         for the circle (1, 2, 2), row 1 of the disc is [0.5, 0.62, 0.73, 0.62, 0.5]
     """
     ### BEGIN SOLUTION
-    rows = torch.arange(shape[0]).view(-1, 1)  # (H, 1)
-    columns = torch.arange(shape[1])  # (W,)
+    rows = torch.arange(shape[0]).view(-1, 1)                           # (H, 1)
+    columns = torch.arange(shape[1])                                    # (W,)
     row, column, radius = (circles[:, k].view(-1, 1, 1, 1) for k in range(3))
-    squared = (rows - row).square() + (columns - column).square()  # (B, 1, H, W)
+    squared = (rows - row).square() + (columns - column).square()       # (B, 1, H, W)
     return torch.sigmoid((radius - (squared + 1e-6).sqrt()) / 2)
     ### END SOLUTION
 
@@ -222,7 +217,7 @@ circle = torch.tensor([[100.0, 90, 60]], dtype=torch.float64, requires_grad=True
 mismatch(circle).backward()
 for k, name in enumerate(("row", "column", "radius")):
     step = torch.zeros(1, 3)
-    step[0, k] = 0.01  # one number, a little more
+    step[0, k] = 0.01                                                   # one number, a little more
     with torch.no_grad():
         rise = mismatch(circle + step) - mismatch(circle - step)
     gradient, estimate = circle.grad[0, k], rise / 0.02
@@ -238,7 +233,6 @@ for k, name in enumerate(("row", "column", "radius")):
 # ●●● · 15 minutes · 3 points
 #
 # With a large learning rate the last circle need not be the best one. Write the loop of the lesson, with the mean squared difference of `soft_disc` and `target` as the loss, so that it returns the circle with the lowest loss that it has computed. Before anything is computed the lowest loss is infinite, `float("inf")`. Adam wants a list, `[circle]`, and the circle must be a leaf.
-
 
 # %%
 def fit(target, start, learning_rate, steps):
@@ -265,7 +259,7 @@ def fit(target, start, learning_rate, steps):
         optimizer.zero_grad()
         loss = (soft_disc(target.shape[2:], circle) - target).square().mean()
         if loss.item() < lowest:
-            best, lowest = circle.detach().clone(), loss.item()  # clone: step changes circle
+            best, lowest = circle.detach().clone(), loss.item()         # clone: step changes circle
         loss.backward()
         optimizer.step()
     return best
@@ -279,7 +273,7 @@ check.fit(fit)
 fit = check.fit.or_reference(fit)
 start = torch.tensor([[60.0, 60.0, 20.0]])
 found = fit(inside, start, learning_rate=10, steps=12)
-last = descend(mismatch, start, steps=11, learning_rate=10)  # the last of those circles
+last = descend(mismatch, start, steps=11, learning_rate=10)             # the last of those circles
 pictures = {"the best": found, "the last": last}
 show(
     images({name: (soft_disc(inside.shape[2:], c) + template) / 2 for name, c in pictures.items()}),
@@ -309,7 +303,6 @@ def loss_in_heights(circle):
 
 with_two = descend(loss_in_heights, start / HEIGHT, steps=60, learning_rate=2)
 print(f"with a learning rate of 2: loss {loss_in_heights(with_two):.3f}")
-
 
 # %%
 def learning_rate():
@@ -342,9 +335,7 @@ def losses_with(rate):
 slow, good, wild = (losses_with(rate) for rate in (0.001, learning_rate(), 1.0))
 tried = {"0.001": slow, f"{learning_rate():.2g}": good, "1": wild}
 show(
-    curves(
-        {name: (range(60), losses) for name, losses in tried.items()}, xlabel="step", ylabel="loss"
-    ),
+    curves({name: (range(60), losses) for name, losses in tried.items()}, xlabel="step", ylabel="loss"),
     alt="With 0.001 the loss hardly falls, with the rate that was found it falls below 0.07, with 1 "
     "it jumps up and stays there.",
 )

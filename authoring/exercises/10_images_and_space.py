@@ -75,7 +75,7 @@ def to_voxel(points, affine):
     """
     ### BEGIN SOLUTION
     A, t = affine[:3, :3], affine[:3, 3]
-    return (points - t) @ np.linalg.inv(A).T  # (N, 3): a point is a row
+    return (points - t) @ np.linalg.inv(A).T                            # (N, 3): a point is a row
     ### END SOLUTION
 
 
@@ -97,7 +97,7 @@ def intensity_at(point, image, affine):
     return float(image[0, 0, i, j, k])
 
 
-ventricle = (-14, -10, 23)  # fluid is dark
+ventricle = (-14, -10, 23)                                              # fluid is dark
 print(f"left ventricle: {intensity_at(ventricle, scan.image, scan.affine):.0f}")
 print(f"white matter:   {intensity_at((-28, -10, 30), scan.image, scan.affine):.0f}")
 
@@ -115,12 +115,10 @@ def flip_with_a_bug(image, affine, axis):
 
 
 sick = scan.image.clone()
-sick[0, 0, 132:145, 36:41, 114:127] = 400  # axis 0 runs to the left
+sick[0, 0, 132:145, 36:41, 114:127] = 400                               # axis 0 runs to the left
 wrong = Volume(*flip_with_a_bug(sick, scan.affine, 0), scan.spacing)
 show(
-    sections(
-        {"before": scan._replace(image=sick), "flipped": wrong}, (0, -22, 42), limits=(0, 400)
-    ),
+    sections({"before": scan._replace(image=sick), "flipped": wrong}, (0, -22, 42), limits=(0, 400)),
     alt="Before, a white block in the left half of the brain; after the flip, in the right half.",
 )
 
@@ -147,7 +145,7 @@ def flip_axis(image, affine, axis):
     last = image.shape[2 + axis] - 1
     flipped = affine.copy()
     flipped[:3, 3] += last * affine[:3, axis]  # the first voxel is the one that was the last
-    flipped[:3, axis] *= -1  # and steps go the other way
+    flipped[:3, axis] *= -1                                             # and steps go the other way
     return image.flip(2 + axis), flipped
     ### END SOLUTION
 
@@ -179,7 +177,7 @@ def normalize_by_min_max(image):
     return (image - image.min()) / (image.max() - image.min())
 
 
-coronal = reorient(scan, "IRP").image[..., 110].clone()  # (1, 1, 63, 197)
+coronal = reorient(scan, "IRP").image[..., 110].clone()                 # (1, 1, 63, 197)
 coronal[0, 0, 30:32, 100:102] = 9000
 down_and_right = ("head → feet (voxels)", "left → right (voxels)")
 show(
@@ -260,7 +258,7 @@ def pad_to_multiple(image, affine, divisor):
     before = [n // 2 for n in more]
     (e, c, a), (f, d, b) = before, [n - n // 2 for n in more]
     moved = affine.copy()
-    moved[:3, 3] -= affine[:3, :3] @ before  # steps, turned into mm
+    moved[:3, 3] -= affine[:3, :3] @ before                             # steps, turned into mm
     return F.pad(image, (a, b, c, d, e, f)), moved
     ### END SOLUTION
 

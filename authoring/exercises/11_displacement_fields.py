@@ -25,7 +25,6 @@ course = setup()
 #
 # The moving image is black, with one bright dot at row 4, column 6. The displacement is $u(x) = (1, -2)$ at every voxel: channel 0 is 1, channel 1 is −2. At which (row, column) is the dot in `warp(moving, u)`? Work it out before you run anything.
 
-
 # %%
 def dot_after_warp():
     """Where the dot of (4, 6) appears after a warp by u = (1, -2).
@@ -48,7 +47,6 @@ check.dot_after_warp(dot_after_warp)
 # ●○○ · 5 minutes · 2 points
 #
 # Write the array of all voxel coordinates, for images of two or three dimensions.
-
 
 # %%
 def identity_grid(shape):
@@ -85,7 +83,6 @@ identity_grid = check.identity_grid.or_reference(identity_grid)
 #
 # This is the slow definition from the lesson. Write the same with tensors, without a loop over rows, columns or voxels; a loop over the batch is fine. The check counts operations.
 
-
 # %%
 def warp_by_loop(image, displacement):
     """(B, C, H, W) and whole-voxel (B, 2, H, W) -> (B, C, H, W); 0 outside the image."""
@@ -120,11 +117,11 @@ def warp_integer(image, displacement):
     ### BEGIN SOLUTION
     height, width = image.shape[2:]
     positions = (identity_grid((height, width)) + displacement).long()  # (B, 2, H, W)
-    i, j = positions[:, 0], positions[:, 1]  # (B, H, W) each
+    i, j = positions[:, 0], positions[:, 1]                             # (B, H, W) each
     inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
     i, j = i.clamp(0, height - 1), j.clamp(0, width - 1)
     fetched = torch.stack([image[b][:, i[b], j[b]] for b in range(len(image))])
-    return fetched * inside[:, None]  # (B, C, H, W)
+    return fetched * inside[:, None]                                    # (B, C, H, W)
     ### END SOLUTION
 
 
@@ -133,7 +130,7 @@ check.warp_integer(warp_integer)
 
 # %%
 warp_integer = check.warp_integer.or_reference(warp_integer)
-brain = brains.real_pair().fixed  # (1, 1, 224, 192)
+brain = brains.real_pair().fixed                                        # (1, 1, 224, 192)
 torch.manual_seed(3)
 blocks = (20 * torch.randn(1, 2, 7, 6)).round().repeat_interleave(32, 2).repeat_interleave(32, 3)
 show(
@@ -151,7 +148,6 @@ show(
 #
 # The points lie on voxels, so that you can look the displacement up without interpolation. They are floats: turn them into whole numbers with `.long()` for indexing.
 
-
 # %%
 def warp_points(points, displacement):
     """Where points of the fixed image lie in the moving image.
@@ -167,9 +163,9 @@ def warp_points(points, displacement):
         with u = (0.5, -1) at row 1, column 3, the point (1, 3) lies at (1.5, 2)
     """
     ### BEGIN SOLUTION
-    rows, columns = points.long().unbind(-1)  # (B, N) each
+    rows, columns = points.long().unbind(-1)                            # (B, N) each
     moved = torch.stack([u[:, i, j].T for u, i, j in zip(displacement, rows, columns)])
-    return points + moved  # (B, N, 2)
+    return points + moved                                               # (B, N, 2)
     ### END SOLUTION
 
 
@@ -183,7 +179,6 @@ check.warp_points(warp_points)
 #
 # The function below was meant to give one displacement that does what a warp by `first` and then one by `second` do. The picture shows that it does not. Write it right, for any two fields; the library's `warp` reads a field between the voxels just as it reads an image. Displacements do not end where the image ends, so read them with `padding="border"`.
 
-
 # %%
 def compose_with_a_bug(first, second):
     return first + second
@@ -194,13 +189,10 @@ first, second = (smooth(60 * torch.randn(1, 2, 224, 192), 9) + 6 for _ in range(
 twice = warp(warp(brain, first), second)
 wrong = warp(brain, compose_with_a_bug(first, second))
 show(
-    images(
-        {"warped twice": twice, "warped by the sum": wrong, "difference": (wrong - twice).abs()}
-    ),
+    images({"warped twice": twice, "warped by the sum": wrong, "difference": (wrong - twice).abs()}),
     alt="The brain warped twice, the brain warped by the sum of the fields, and their difference, "
     "which is bright along all edges.",
 )
-
 
 # %%
 def compose(first, second):
@@ -241,7 +233,6 @@ assert (composed - twice).abs().mean() < 0.25 * (wrong - twice).abs().mean()
 # ●●○ · 12 minutes · 3 points
 #
 # The map is $\varphi(x) = x + u(x)$. Find the displacement $w$ of its inverse, $\varphi^{-1}(y) = y + w(y)$, by repeating $w \leftarrow \ldots$ as in the lesson. `sample_1d` reads an array between the voxels.
-
 
 # %%
 def sample_1d(values, positions):

@@ -34,7 +34,7 @@ course = setup()
 # Colin's images come aligned to such coordinates. That would be too easy, so we put him into another pose: turned by 14° (counterclockwise on the page), 1.12 times larger, and shifted by 9 voxels down and 7 to the left. We know this **pose**; the computer will have to find it.
 
 # %%
-pose = pose_matrix(degrees=14, scale=1.12, shift=(9, -7))  # (1, 2, 3): [A | t]
+pose = pose_matrix(degrees=14, scale=1.12, shift=(9, -7))         # (1, 2, 3): [A | t]
 pair = brains.real_pair(pose=pose)
 moving, fixed = pair.moving.to(course.device), pair.fixed.to(course.device)  # (1, 1, 224, 192)
 shape, brain = fixed.shape[2:], pair.fixed_labels > 0
@@ -57,7 +57,7 @@ show(
 # **Predict**: will the two agree perfectly once the pose is undone?
 
 # %%
-u_pose = affine_displacement(pose.to(course.device), shape)  # (1, 2, 224, 192)
+u_pose = affine_displacement(pose.to(course.device), shape)             # (1, 2, 224, 192)
 show(
     comparison({"moving": moving, "moved back by the known pose": warp(moving, u_pose)}, fixed),
     alt="Before, the heads overlap badly. Moved back by the known pose, their outlines nearly "
@@ -74,7 +74,6 @@ show(
 # A number of the images alone can be fooled. So we also keep something that the computer never sees while it searches: for each voxel, whether it is gray matter, white matter or fluid. With $S$ and $T$ the sets of voxels that bear a tissue's label in the two images, the **Dice** overlap is $2|S \cap T| / (|S| + |T|)$: 1 if they are equal, 0 if they have nothing in common.
 #
 # The first line of any results table is what you get for doing nothing, the **identity**.
-
 
 # %%
 def score(displacements):
@@ -95,7 +94,6 @@ assert 0.90 < before["known pose"]["correlation"] < 0.97
 #
 # Now without being told the pose. An affine map has six numbers, $[A \mid t]$. Start from "no change"; warp; look at the loss; ask PyTorch in which direction each of the six numbers lowers it; take a small step; repeat. This is **gradient descent** (here in a variant called Adam, which adapts the size of the steps), and it is the whole idea of registration.
 
-
 # %%
 def descend(moving, fixed, steps=150):
     # A acts on distances of up to 100 voxels: counting t in hundreds makes their steps alike.
@@ -103,12 +101,12 @@ def descend(moving, fixed, steps=150):
     change = torch.zeros(1, 2, 3, device=fixed.device, requires_grad=True)
     optimizer, losses = torch.optim.Adam([change], lr=0.004), []
     for _ in range(steps):
-        matrix = torch.eye(2, 3, device=fixed.device) + change * unit  # (1, 2, 3)
-        displacement = affine_displacement(matrix, fixed.shape[2:])  # (1, 2, 224, 192)
-        loss = ncc(warp(moving, displacement, padding="border"), fixed)  # outside: the border value
-        optimizer.zero_grad()  # forget the last gradient
-        loss.backward()  # the gradient of the loss
-        optimizer.step()  # one step downhill
+        matrix = torch.eye(2, 3, device=fixed.device) + change * unit   # (1, 2, 3)
+        displacement = affine_displacement(matrix, fixed.shape[2:])     # (1, 2, 224, 192)
+        loss = ncc(warp(moving, displacement, padding="border"), fixed) # outside: the border value
+        optimizer.zero_grad()                                           # forget the last gradient
+        loss.backward()                                                 # the gradient of the loss
+        optimizer.step()                                                # one step downhill
         losses.append(loss.item())
     return matrix.detach(), losses
 
@@ -166,12 +164,12 @@ aligned = brains.real_pair()
 own_matrix = register_affine(aligned.moving, aligned.fixed)
 own = affine_displacement(own_matrix, shape)
 from_own = float(endpoint_error(own, torch.zeros_like(own), mask=brain))
-expected = compose(u_pose.cpu(), own)  # where own, then the pose lead
+expected = compose(u_pose.cpu(), own)                                   # where own, then the pose lead
 rest = float(endpoint_error(u_affine.cpu(), expected, mask=brain))
 print(f"found when nothing is turned (not zero):     {from_own:.1f} voxels")
 print(f"distance to the pose, with that counted in:  {rest:.1f} voxels")
 assert 1.4 < from_own < 2.2 and rest < 1
-assert (own_matrix[0, [0, 1], [0, 1]] < 1).all()  # Colin is smaller both ways
+assert (own_matrix[0, [0, 1], [0, 1]] < 1).all()                        # Colin is smaller both ways
 
 # %% [markdown]
 # Most of the two voxels is there without any turn as well: Colin's brain is a little smaller than the template's in this slice and sits slightly turned, so the best affine map is not the identity to begin with. With that counted in, the pose is met to better than a voxel. A general lesson for real data: be sure that your "truth" is one before you blame a method.
@@ -187,7 +185,7 @@ assert (own_matrix[0, [0, 1], [0, 1]] < 1).all()  # Colin is smaller both ways
 
 # %%
 bend = refine(warp(moving, u_affine), fixed, weight=2.5, progress=True)  # (1, 2, 224, 192)
-u_total = compose(u_affine, bend)  # affine, then bend
+u_total = compose(u_affine, bend)                                       # affine, then bend
 result = score({"known pose": u_pose, "affine": u_affine, "deformable": u_total})
 result
 

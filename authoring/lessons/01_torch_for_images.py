@@ -29,8 +29,8 @@ course = setup()
 
 # %% tags=["cover"]
 pair = brains.real_pair()
-colin, template = pair.moving, pair.fixed  # (1, 1, 224, 192) each
-inside = (pair.fixed_labels > 0).float()  # (1, 1, 224, 192)
+colin, template = pair.moving, pair.fixed                               # (1, 1, 224, 192) each
+inside = (pair.fixed_labels > 0).float()                                # (1, 1, 224, 192)
 path, _ = fit_disc(inside, torch.tensor([[60.0, 60.0, 20.0]]), learning_rate=2, steps=60)
 figure = images({f"after {n} steps": template for n in (0, 15, 60)})
 turn = torch.linspace(0, 2 * torch.pi, 100)
@@ -49,9 +49,9 @@ show(
 
 # %% tags=["nbval-check-output"]
 print(tuple(template.shape), template.dtype)
-plane = template[0, 0]  # item 0, channel 0
+plane = template[0, 0]                                                  # item 0, channel 0
 print("plane:", tuple(plane.shape), "  with None:", tuple(plane[None, None].shape))
-sums, kept = template.sum((2, 3)), template.sum((2, 3), keepdim=True)  # over rows and columns
+sums, kept = template.sum((2, 3)), template.sum((2, 3), keepdim=True)   # over rows and columns
 print("sum:", tuple(sums.shape), "  with keepdim:", tuple(kept.shape))
 
 # %% [markdown]
@@ -74,7 +74,7 @@ assert ((a + a) / 2).tolist() == [72, 100]
 # **Order.** `permute` exchanges axes. `reshape` (and `view`, which never copies) keeps the numbers in their order and breaks the lines elsewhere. Both give the shape you want:
 
 # %%
-turned = template.permute(0, 1, 3, 2)  # (1, 1, 192, 224)
+turned = template.permute(0, 1, 3, 2)                                   # (1, 1, 192, 224)
 scrambled = template.reshape(1, 1, 192, 224)
 show(
     images({"permute": turned, "reshape": scrambled}),
@@ -88,7 +88,7 @@ assert turned.shape == scrambled.shape and (turned != scrambled).any()
 # %% tags=["nbval-check-output"]
 small = torch.zeros(2, 3)
 first_row, copied = small[0], small[0].clone()
-first_row += 1  # in place
+first_row += 1                                                          # in place
 print("small:", small.tolist(), "  copied:", copied.tolist())
 assert small.sum() == 3 and copied.sum() == 0
 
@@ -102,7 +102,7 @@ assert small.sum() == 3 and copied.sum() == 0
 # %% tags=["nbval-check-output"]
 batch, means = torch.zeros(3, 1, 2, 3), torch.tensor([1.0, 2.0, 3.0])
 print("means as (3,):          from image 0", (batch - means)[0, 0].tolist())
-right = batch - means.view(-1, 1, 1, 1)  # (3, 1, 1, 1) meets axis 0
+right = batch - means.view(-1, 1, 1, 1)                                 # (3, 1, 1, 1) meets axis 0
 print("means as (3, 1, 1, 1):  from image 0", right[0, 0].tolist())
 assert (right[1] == -2).all() and ((batch - means)[:, :, :, 1] == -2).all()
 
@@ -114,11 +114,11 @@ assert (right[1] == -2).all() and ((batch - means)[:, :, :, 1] == -2).all()
 # **Predict**: the data have slope 3. Of the slopes 0, 1.5 and 3, which has the lowest loss with either shape?
 
 # %% tags=["nbval-check-output"]
-x = torch.linspace(-1, 1, 20).view(-1, 1)  # (20, 1)
-y = 3 * x  # (20, 1)
+x = torch.linspace(-1, 1, 20).view(-1, 1)                               # (20, 1)
+y = 3 * x                                                               # (20, 1)
 for slope in (0.0, 1.5, 3.0):
-    trapped = (slope * x - y[:, 0]).square().mean()  # the mean of (20, 20)
-    right = (slope * x - y).square().mean()  # the mean of (20, 1)
+    trapped = (slope * x - y[:, 0]).square().mean()                     # the mean of (20, 20)
+    right = (slope * x - y).square().mean()                             # the mean of (20, 1)
     print(f"slope {slope}: loss with (20,) {trapped:.2f}, with (20, 1) {right:.2f}")
 assert trapped > 6 and right == 0
 
@@ -134,10 +134,10 @@ assert trapped > 6 and right == 0
 # **Predict**: the loss is the mean squared difference of Colin's brain and the template. Where is its gradient positive?
 
 # %%
-image = colin.clone().requires_grad_()  # a leaf; colin stays as it is
+image = colin.clone().requires_grad_()                                  # a leaf; colin stays as it is
 loss = (image - template).square().mean()
 loss.backward()
-per_voxel = image.grad * image.numel()  # numel: N, how many voxels
+per_voxel = image.grad * image.numel()                                  # numel: N, how many voxels
 figure = images({"colin": colin, "template": template, "gradient × N": per_voxel}, limits=(-1, 1))
 figure.axes[-1].set_ylabel("intensity, or gradient × N")
 show(
@@ -156,7 +156,7 @@ assert torch.allclose(per_voxel, 2 * (colin - template), atol=1e-4)
 value = torch.tensor(0.45, requires_grad=True)
 print("value > 0.5: noted?", (value > 0.5).float().requires_grad)
 for name, result in {"round": value.round(), "sigmoid": torch.sigmoid((value - 0.5) / 0.1)}.items():
-    value.grad = None  # forget the last gradient
+    value.grad = None                                                   # forget the last gradient
     result.backward()
     print(f"{name}: {result.item():.2f}, gradient {value.grad.item():.2f}")
     assert (value.grad == 0) == (name == "round")
@@ -173,12 +173,12 @@ for name, result in {"round": value.round(), "sigmoid": torch.sigmoid((value - 0
 # %% tags=["nbval-check-output"]
 tile = torch.rand(6, 7)
 kernel = torch.tensor([[0, 0, 0], [0.5, 0, 0.5], [0, 0, 0]])
-padded = F.pad(tile, (1, 1, 1, 1))  # (8, 9)
-by_slices = 0.5 * padded[1:7, 0:7] + 0.5 * padded[1:7, 2:9]  # (6, 7): left and right
+padded = F.pad(tile, (1, 1, 1, 1))                                      # (8, 9)
+by_slices = 0.5 * padded[1:7, 0:7] + 0.5 * padded[1:7, 2:9]             # (6, 7): left and right
 by_torch = F.conv2d(tile[None, None], kernel[None, None], padding=1)[0, 0]
 print("the same?", torch.allclose(by_slices, by_torch, atol=1e-6))
 assert torch.allclose(by_slices, by_torch, atol=1e-6)
-assert torch.allclose(by_torch[2, 3], (tile[2, 2] + tile[2, 4]) / 2)  # the two neighbors
+assert torch.allclose(by_torch[2, 3], (tile[2, 2] + tile[2, 4]) / 2)    # the two neighbors
 
 # %% [markdown]
 # `F.conv2d` does it for batches; its kernel is `(channels out, channels in, 3, 3)`, and it adds up the channels that come in. Unlike convolution in mathematics, it does not flip the kernel. In such windows the local NCC of lesson 00 compares two images.
@@ -190,32 +190,31 @@ assert torch.allclose(by_torch[2, 3], (tile[2, 2] + tile[2, 4]) / 2)  # the two 
 # $$\text{disc}(x) = \text{sigmoid}\left(\frac{\text{radius} - |x - \text{center}|}{2}\right)$$
 
 # %%
-rows, columns = torch.arange(224.0).view(-1, 1), torch.arange(192.0)  # (224, 1) and (192,)
+rows, columns = torch.arange(224.0).view(-1, 1), torch.arange(192.0)    # (224, 1) and (192,)
 
 
 def disc(circle):
     """(3,): row, column, radius, in voxels -> (224, 192)."""
     row, column, radius = circle
-    squared = (rows - row).square() + (columns - column).square()  # (224, 192)
-    return torch.sigmoid((radius - (squared + 1e-6).sqrt()) / 2)  # why 1e-6: see below
+    squared = (rows - row).square() + (columns - column).square()       # (224, 192)
+    return torch.sigmoid((radius - (squared + 1e-6).sqrt()) / 2)        # why 1e-6: see below
 
 
 def mismatch(circle):
-    return (disc(circle) - inside[0, 0]).square().mean()  # the loss: how wrong
+    return (disc(circle) - inside[0, 0]).square().mean()                # the loss: how wrong
 
 
 # %%
 def fit(start, learning_rate, steps):
-    circle = start.clone().requires_grad_()  # a leaf; start stays as it is
+    circle = start.clone().requires_grad_()                             # a leaf; start stays as it is
     optimizer, losses = torch.optim.Adam([circle], lr=learning_rate), []
     for _ in range(steps):
-        optimizer.zero_grad()  # forget the last gradient
+        optimizer.zero_grad()                                           # forget the last gradient
         loss = mismatch(circle)
-        loss.backward()  # gradient into circle.grad
-        optimizer.step()  # changes circle, in place
-        losses.append(loss.item())  # a number, without notes
+        loss.backward()                                                 # gradient into circle.grad
+        optimizer.step()                                                # changes circle, in place
+        losses.append(loss.item())                                      # a number, without notes
     return circle.detach(), losses
-
 
 # %% [markdown]
 # The optimizer takes a *list* of leaves, `[circle]`, since a network has many. It refuses `start.requires_grad_().clone()`, which is no leaf but computed from one.
@@ -225,7 +224,7 @@ def fit(start, learning_rate, steps):
 # %%
 start = torch.tensor([60.0, 60.0, 20.0])
 found, losses = fit(start, learning_rate=2, steps=60)
-rolled_on = start.clone().requires_grad_()  # the same without zero_grad
+rolled_on = start.clone().requires_grad_()                              # the same without zero_grad
 optimizer, losses_rolling = torch.optim.Adam([rolled_on], lr=2), []
 for _ in range(60):
     loss = mismatch(rolled_on)
@@ -235,11 +234,8 @@ for _ in range(60):
 
 # %%
 show(
-    curves(
-        {"with zero_grad": (range(60), losses), "without": (range(60), losses_rolling)},
-        xlabel="step",
-        ylabel="loss",
-    ),
+    curves({"with zero_grad": (range(60), losses), "without": (range(60), losses_rolling)},
+           xlabel="step", ylabel="loss"),
     alt="With zero_grad the loss falls to 0.06, rises to 0.08 and falls to 0.06 again; without, it "
     "falls and then rises above 0.25.",
 )
@@ -274,15 +270,12 @@ explorer
 # </details>
 
 # %%
-begin = start[None]  # (1, 3)
+begin = start[None]                                                     # (1, 3)
 for steps, least in ((60, 1.0), (30, 2.0), (20, 3.0)):
-    ends = [
-        fit_disc(inside, begin, learning_rate=r, steps=steps).losses[-1]
-        for r in (least - 0.5, least)
-    ]
+    ends = [fit_disc(inside, begin, learning_rate=r, steps=steps).losses[-1] for r in (least - 0.5, least)]
     assert ends[1] < 0.07 < 0.08 < ends[0]
 lost = fit_disc(inside, begin, learning_rate=80, steps=60).losses
-assert abs(lost[-1] - (1 - inside).mean()) < 1e-3  # as wrong as all ones
+assert abs(lost[-1] - (1 - inside).mean()) < 1e-3                       # as wrong as all ones
 
 # %% [markdown]
 # ## Common mistakes
@@ -293,12 +286,12 @@ assert abs(lost[-1] - (1 - inside).mean()) < 1e-3  # as wrong as all ones
 
 # %%
 corner = torch.tensor([20.0, 20.0, 10.0])
-assert not inside[0, 0][disc(corner) > 0.5].any()  # no voxel is shared
+assert not inside[0, 0][disc(corner) > 0.5].any()                       # no voxel is shared
 gone, _ = fit(corner, learning_rate=2, steps=60)
 print(f"from the corner: the largest value of the disc is {disc(gone).max():.3f}")
 assert disc(gone).max() < 0.01
 
-circle = torch.tensor([112.0, 96.0, 50.0], requires_grad=True)  # a center on a voxel
+circle = torch.tensor([112.0, 96.0, 50.0], requires_grad=True)          # a center on a voxel
 distance = ((rows - circle[0]).square() + (columns - circle[1]).square()).sqrt()
 loss = (torch.sigmoid((circle[2] - distance) / 2) - inside[0, 0]).square().mean()
 loss.backward()
@@ -329,7 +322,7 @@ assert loss.isfinite() and circle.grad[:2].isnan().all()
 # %%
 # `descend(loss, start, …)` is the loop of section 5, in the course's library, for any loss.
 ten_times = descend(lambda circle: 10 * mismatch(circle), start, steps=20, learning_rate=2)
-assert (ten_times - fit(start, 2, 20)[0]).abs().max() < 0.05  # voxels
+assert (ten_times - fit(start, 2, 20)[0]).abs().max() < 0.05            # voxels
 
 # %% [markdown]
 # ## Take away

@@ -35,7 +35,7 @@ course = setup()
 # The next cell takes Colin, the man of lesson 00, and writes a file such as a scanner might leave: cut into thick slices, the axes in an order of its own (you need not read the code yet). The upper row takes the array at its word; the lower row asks the file where its voxels lie. (A **sagittal** cut is seen from the side, a **coronal** one from behind, an **axial** one from above.)
 
 # %% tags=["cover"]
-head = load_nifti(files("course_lib.data") / "colin27_t1.nii.gz")  # voxels of 1 mm
+head = load_nifti(files("course_lib.data") / "colin27_t1.nii.gz")       # voxels of 1 mm
 thick = reorient(resample(head, (3, 1, 1)), "PIL")
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name) / "clinical.nii.gz"
@@ -94,9 +94,9 @@ assert orientation(scan.affine) == "PIL"
 # The formula in code takes one line; the way back you write in the exercise. Points are rows, so the matrix is transposed:
 
 # %% tags=["nbval-check-output"]
-corner = np.array([0.0, 0.0, 65.0])  # the last slice
+corner = np.array([0.0, 0.0, 65.0])                                     # the last slice
 print("world:", corner @ A.T + t, "mm")
-there = to_world(corner, scan.affine)  # the same, in the library
+there = to_world(corner, scan.affine)                                   # the same, in the library
 print("back: ", to_voxel(there, scan.affine).round(6) + 0.0)
 assert np.allclose(there, corner @ A.T + t) and np.allclose(to_voxel(there, scan.affine), corner)
 
@@ -107,12 +107,12 @@ assert np.allclose(there, corner @ A.T + t) and np.allclose(to_voxel(there, scan
 
 # %%
 template = load_nifti(files("course_lib.data") / "mni152_t1.nii.gz")
-changed = int((template.image != template.image.flip(2)).sum())  # axis 2 runs to the right
+changed = int((template.image != template.image.flip(2)).sum())         # axis 2 runs to the right
 print(f"changed voxels of the template: {changed}")
 brain = (head.image > 0) | (head.image.flip(2) > 0)
 changed_here = float((head.image != head.image.flip(2))[brain].float().mean())
 print(f"changed voxels of Colin's brain: {changed_here:.0%}")
-axial = reorient(head, "PRS").image[..., 88] / 255  # z = 16 mm
+axial = reorient(head, "PRS").image[..., 88] / 255                      # z = 16 mm
 down_and_right = ("front → back (voxels)", "column (voxels)")
 show(
     images({"left is left": axial, "left is right": axial.flip(3)}, axes_labels=down_and_right),
@@ -131,16 +131,16 @@ assert changed == 0 and changed_here > 0.9
 # Indices belong to a file, millimeters to the patient. Here is one point in the 1 mm file and in the clinical one. It lies in Colin's left **lateral ventricle**, a chamber of fluid, 13 mm to the left of the middle. **Predict**: in which of the two files does its *first* index tell you so?
 
 # %%
-point = [-13, -10, 22]  # (x, y, z) in mm
+point = [-13, -10, 22]                                                  # (x, y, z) in mm
 for name, volume, white in (("1 mm file", head, 235), ("clinical file", scan, 940)):
     voxel = to_voxel(point, volume.affine)
     i, j, k = voxel.round().astype(int)
     value = float(volume.image[0, 0, i, j, k])
     print(f"{name}: voxel ({i}, {j}, {k}), exactly {voxel.round(1)}")
     print(f"    intensity {value:.0f}; white matter has about {white}")
-    assert value < 0.6 * white  # dark: fluid
-assert np.allclose(20 * np.array(scan.spacing), [20, 20, 60])  # what follows needs these
-assert 32 < np.linalg.norm(np.array(point) * [2, 2, 0]) < 33  # x and y, there and back
+    assert value < 0.6 * white                                          # dark: fluid
+assert np.allclose(20 * np.array(scan.spacing), [20, 20, 60])           # what follows needs these
+assert 32 < np.linalg.norm(np.array(point) * [2, 2, 0]) < 33            # x and y, there and back
 
 # %% [markdown]
 # In the 1 mm file: 85 is 13 below the middle index, 98. In the clinical file left and right are in the last index, 3 mm a step; the place lies between two slices, and fractions are no error. (That file holds four times Colin's intensities.)
@@ -169,7 +169,7 @@ print("reoriented:", tuple(upright.image.shape[2:]), "  resampled:", tuple(cubes
 # %%
 columns = torch.arange(120.0).expand(1, 1, 60, 120)
 stripes = 0.5 + 0.5 * torch.cos(2 * torch.pi * columns / 2.5)
-dropped = stripes[..., ::2]  # (1, 1, 60, 60)
+dropped = stripes[..., ::2]                                             # (1, 1, 60, 60)
 blurred = resample(Volume(stripes, np.eye(4), (1.0, 1.0)), (1, 2)).image
 wide = [image.repeat_interleave(2, dim=3) for image in (dropped, blurred)]  # in the old scale
 show(
@@ -177,7 +177,7 @@ show(
     alt="Fine stripes; after dropping every second column wide stripes of full contrast; after "
     "blurring first an even gray.",
 )
-assert torch.allclose(dropped[..., 5:], dropped[..., :-5], atol=1e-4)  # every 5th: 10 voxels
+assert torch.allclose(dropped[..., 5:], dropped[..., :-5], atol=1e-4)   # every 5th: 10 voxels
 assert dropped.std() > 0.9 * stripes.std() > 6 * blurred[..., 5:-5].std()
 
 # %% [markdown]
@@ -187,13 +187,13 @@ assert dropped.std() > 0.9 * stripes.std() > 6 * blurred[..., 5:-5].std()
 
 # %%
 file = load_nifti(files("course_lib.data") / "colin27_tissues.nii.gz")
-tissues = reorient(file, "PRS").image[..., 60:160, 60:170, 88]  # (1, 1, 100, 110)
-right = torch.arange(60, 170) > 98  # column 98 is x = 0
+tissues = reorient(file, "PRS").image[..., 60:160, 60:170, 88]          # (1, 1, 100, 110)
+right = torch.arange(60, 170) > 98                                      # column 98 is x = 0
 numbers = tissues + 40 * (right & (tissues > 0))
 labels = Volume(numbers, np.eye(4), (1.0, 1.0))
 nearest, linear = (resample(labels, (0.5, 0.5), m).image.round() for m in ("nearest", "linear"))
-invented = ~torch.isin(linear, numbers.unique())  # a number nobody gave
-renamed = (linear != nearest) & ~invented  # another structure's
+invented = ~torch.isin(linear, numbers.unique())                        # a number nobody gave
+renamed = (linear != nearest) & ~invented                               # another structure's
 show(
     images(
         {"tissues": (nearest % 40) / 3, "invented": invented.float(), "renamed": renamed.float()},
@@ -218,9 +218,9 @@ assert 12 in linear.unique() and len(nearest.unique()) == 7 and renamed.sum() > 
 
 # %%
 spoiled = upright.image.clone()
-spoiled[0, 0, 30:33, 160:163, 88:91] = 20 * upright.image.max()  # one bright spot
+spoiled[0, 0, 30:33, 160:163, 88:91] = 20 * upright.image.max()         # one bright spot
 stretched = (spoiled - spoiled.min()) / (spoiled.max() - spoiled.min())
-robust = normalize(spoiled)  # by a quantile, clipped
+robust = normalize(spoiled)                                             # by a quantile, clipped
 scaled = {"min–max": stretched, "99.5 % quantile": robust}
 show(
     sections({name: upright._replace(image=image) for name, image in scaled.items()}),
@@ -243,8 +243,8 @@ assert medians[0] < 0.05 and medians[1] > 0.7
 
 # %%
 features = torch.zeros(1, 8, 63, 48)
-down = F.max_pool2d(features, 2)  # (1, 8, 31, 24)
-up = F.interpolate(down, scale_factor=2)  # (1, 8, 62, 48)
+down = F.max_pool2d(features, 2)                                        # (1, 8, 31, 24)
+up = F.interpolate(down, scale_factor=2)                                # (1, 8, 62, 48)
 print(" → ".join(str(x.shape[2]) for x in (features, down, up)))
 try:
     torch.cat([features, up], dim=1)
@@ -301,9 +301,9 @@ viewer
 # </details>
 
 # %%
-i, j = (upright.image[0, 0, :, :, 88] < 600).nonzero().T.numpy()  # dark, at z = 16 mm
+i, j = (upright.image[0, 0, :, :, 88] < 600).nonzero().T.numpy()        # dark, at z = 16 mm
 x, y, z = to_world(np.stack([i, j, np.full_like(i, 88)], axis=1), upright.affine).T
-back = (abs(x) > 20) & (abs(x) < 32) & (y > -60) & (y < -35)  # around the two horns
+back = (abs(x) > 20) & (abs(x) < 32) & (y > -60) & (y < -35)            # around the two horns
 ends = {"left": y[back & (x < 0)].min(), "right": y[back & (x > 0)].min()}
 print("the horns end at y (mm):", {side: float(end) for side, end in ends.items()})
 assert z[0] == 16 and ends["left"] < -50 < ends["right"] and 3 <= ends["right"] - ends["left"] <= 8
@@ -326,7 +326,7 @@ show(
 scores = {n: float(correlation(v.image, head.image)) for n, v in pictures.items()}
 print({name: round(score, 2) for name, score in scores.items()})
 assert scores["clinical, by index"] < 0.6 and scores["clinical, by place"] > 0.98
-assert np.allclose(scan.affine[:3, :3] @ [0, 0, 5], [-15, 0, 0])  # 5 voxels along k, in mm
+assert np.allclose(scan.affine[:3, :3] @ [0, 0, 5], [-15, 0, 0])        # 5 voxels along k, in mm
 folder.cleanup()
 
 # %% [markdown]

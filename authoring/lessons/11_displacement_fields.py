@@ -30,11 +30,11 @@ brain = brains.real_pair().fixed
 # Here is where we are going: a field of arrows on a brain, and the brain that comes out when every voxel fetches its value from where its arrow ends.
 
 # %% tags=["cover"]
-shape = brain.shape[2:]  # (224, 192)
+shape = brain.shape[2:]                                                 # (224, 192)
 center = torch.tensor([111.5, 95.5]).view(1, 2, 1, 1)
 distance = (identity_grid(shape) - center).square().sum(1, keepdim=True)
 swirl = affine_displacement(torch.tensor([[[0.6, -0.8, 0.0], [0.8, 0.6, 0.0]]]), shape)
-swirl = swirl * torch.exp(-distance / (2 * 30**2))  # (1, 2, 224, 192)
+swirl = swirl * torch.exp(-distance / (2 * 30**2))                      # (1, 2, 224, 192)
 show(
     arrows(swirl, brain, step=12, title="a displacement field"),
     alt="Arrows on an axial brain slice turn around its middle.",
@@ -52,7 +52,7 @@ show(
 # **Predict**: an image has 3 rows and 5 columns. What is the shape of its identity grid, and what stands at `grid[:, 2, 3]`?
 
 # %% tags=["nbval-check-output"]
-grid = identity_grid((3, 5))  # (2, 3, 5)
+grid = identity_grid((3, 5))                                            # (2, 3, 5)
 print("shape:", tuple(grid.shape), "  at [:, 2, 3]:", grid[:, 2, 3].tolist())
 print("rows:\n", grid[0].int().numpy(), "\ncolumns:\n", grid[1].int().numpy(), sep="")
 assert grid.shape == (2, 3, 5) and grid[:, 2, 3].tolist() == [2, 3]
@@ -75,7 +75,7 @@ assert grid.shape == (2, 3, 5) and grid[:, 2, 3].tolist() == [2, 3]
 moving = torch.zeros(1, 1, 9, 7)
 moving[0, 0, 5, 3] = 1
 u = torch.zeros(1, 2, 9, 7)
-u[:, 0] = 2  # two voxels down the rows
+u[:, 0] = 2                                                             # two voxels down the rows
 warped = warp(moving, u)
 row, column = (warped[0, 0] > 0.5).nonzero()[0].tolist()
 print(f"the dot was at (5, 3) and is at ({row}, {column})")
@@ -100,12 +100,12 @@ show(
 # %%
 torch.manual_seed(0)
 u_random = smooth(150 * torch.randn(1, 2, *shape), 10)
-landing = (identity_grid(shape) + u_random[0]).round().long()  # where each voxel is thrown
+landing = (identity_grid(shape) + u_random[0]).round().long()           # where each voxel is thrown
 inside = (landing[0] >= 0) & (landing[0] < 224) & (landing[1] >= 0) & (landing[1] < 192)
 i, j = landing[:, inside]
 hits = torch.zeros(shape).index_put((i, j), torch.ones(len(i)), accumulate=True)
 landed = torch.zeros(shape).index_put((i, j), brain[0, 0, inside], accumulate=True)
-thrown = landed / hits.clamp(min=1)  # the mean of what landed
+thrown = landed / hits.clamp(min=1)                                     # the mean of what landed
 print(f"voxels that nothing lands on: {float((hits == 0).float().mean()):.0%}")
 assert 0.10 < (hits == 0).float().mean() < 0.45
 show(
@@ -118,7 +118,6 @@ show(
 # ## 3 · From a loop to tensors
 #
 # Here is the warp for displacements of whole voxels, as slow and as plain as it can be. Read it as a definition: it leaves no doubt about axes, signs and borders.
-
 
 # %%
 def warp_by_loop(image, displacement):
@@ -159,7 +158,7 @@ assert torch.allclose(warp(moving, half)[0, 0, 4:6, 3], torch.tensor([0.5, 0.5])
 # **Predict**: the fixed image is the warped one from above, its dot at (3, 3). Where does the point (3, 3) lie in the moving image?
 
 # %% tags=["nbval-check-output"]
-point = torch.tensor([[[3.0, 3.0]]])  # (B, N, D) = (1, 1, 2)
+point = torch.tensor([[[3.0, 3.0]]])                                    # (B, N, D) = (1, 1, 2)
 there = warp_points(point, u)[0, 0]
 print("in the moving image:", there.round().tolist())
 assert torch.allclose(there, torch.tensor([5.0, 3.0]), atol=1e-4)
@@ -192,7 +191,6 @@ both = compose(rotation, squeeze)
 off = (rotation + squeeze - both).norm(dim=1).mean()
 print(f"the sum is off by {float(off):.0f} voxels on average")
 assert off > 8
-
 
 # %%
 def detail(image):
@@ -262,7 +260,7 @@ show(
 w, errors = np.zeros_like(u_1d), []
 for _ in range(30):
     w = -sample_1d(u_1d, x + w)
-    errors.append(np.abs(w + sample_1d(u_1d, x + w)).max())  # |φ(φ⁻¹(y)) − y|
+    errors.append(np.abs(w + sample_1d(u_1d, x + w)).max())             # |φ(φ⁻¹(y)) − y|
 needed = 1 + next(n for n, error in enumerate(errors) if error < 0.01)
 steepest = np.abs(np.diff(u_1d)).max()
 print(f"w = −u is off by {errors[0]:.1f} voxels; below 0.01 after {needed} repetitions")
@@ -275,7 +273,6 @@ assert errors[0] > 2 and 10 <= needed <= 20 and 0.5 < steepest < 0.7
 # - If it **rises** faster than 1, $\varphi(x) = x + u(x)$ only stretches. The inverse exists, but *this iteration* does not find it.
 # - If it **falls** faster than 1, $\varphi$ runs *backwards* there: several places of the fixed image look at the same spot, and there is no inverse to find. The map **folds**.
 
-
 # %%
 def hill(left, right):
     """A hill of 12 voxels at voxel 28, of width left on its left and right on its right."""
@@ -287,11 +284,9 @@ w = np.zeros_like(x)
 for _ in range(200):
     w = -sample_1d(rising, x + w)
 left_over = np.abs(w + sample_1d(rising, x + w)).max()
-mirrored = np.interp(x, x + rising, x) - x  # the curve, mirrored
+mirrored = np.interp(x, x + rising, x) - x                              # the curve, mirrored
 left_by_mirror = np.abs(mirrored + sample_1d(rising, x + mirrored)).max()
-print(
-    f"steep rise: the iteration is off by {left_over:.0f} voxels, mirroring by {left_by_mirror:.2f}"
-)
+print(f"steep rise: the iteration is off by {left_over:.0f} voxels, mirroring by {left_by_mirror:.2f}")
 backwards = int((np.diff(x + falling) < 0).sum())
 print(f"steep fall: φ runs backwards over {backwards} voxels")
 assert left_over > 5 and left_by_mirror < 0.1
@@ -369,7 +364,7 @@ assert normalized.abs().max() < 0.2 and (jacobian_determinant(truth) > 0).all()
 # **Warping twice what could be warped once.** Each interpolation blurs:
 
 # %%
-once = warp(brain, torch.full((1, 2, *shape), 2.0))  # 4 × 0.5 voxels in one warp
+once = warp(brain, torch.full((1, 2, *shape), 2.0))                     # 4 × 0.5 voxels in one warp
 fourfold = brain
 for _ in range(4):
     fourfold = warp(fourfold, torch.full((1, 2, *shape), 0.5))

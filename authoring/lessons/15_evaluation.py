@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you have bought a perfect Dice with a field that is nonsense, you know which number would have caught you, and you can say from ten patients whether one method beats another.
 #
-# **Reading**: 35 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11 to 14.
+# **Reading**: 38 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11 to 14.
 #
 # **You will be able to**
 # - *predict* what a given error costs in Dice and in Hausdorff distance,
@@ -83,8 +83,8 @@ assert b["correlation"] > truth["correlation"] and b["correlation"] > a["correla
 # %%
 show(
     fields({"A": u_a, "B": u_b}),
-    alt="The grid of method A is gently bent and its determinant near 1. That of method B is a "
-    "solid tangle of lines, and half of its determinant is magenta.",
+    alt="The grid of method A is gently bent and its determinant near 1 nearly everywhere. The grid "
+    "of method B has drowned in magenta, the color of folds, and half of its determinant has it.",
 )
 everything
 
@@ -93,12 +93,12 @@ assert b["error (mm)"] > 50 and b["folding (%)"] > 40 and a["error (mm)"] < 1.5 
 assert b["SDlogJ"] > 100 * truth["SDlogJ"]
 
 # %% [markdown]
-# B sorted the voxels of each tissue by brightness, in both images, and sent the darkest to the darkest, and so on to the brightest. It moves neighbors to opposite ends of the brain, 74 mm off on average. T. Rohlfing published such a "method" in 2012, to warn: *image similarity and tissue overlap do not show that a registration is right*. The columns that catch it, error, SDlogJ and folding, look at the **map**.
+# B sorted the voxels of each tissue by brightness, in both images, and sent the darkest to the darkest, and so on to the brightest. It sends neighbors to opposite ends of the brain, 70 mm off on average. T. Rohlfing published a "method" of this kind in 2012, as a warning: high similarity and high overlap do not show that a registration is right. The columns that catch it, error, SDlogJ and folding, look at the **map**.
 #
 # So what is each column good for? We take them one by one.
 
 # %%
-assert 65 < b["error (mm)"] < 85
+assert 65 < b["error (mm)"] < 75
 
 # %% [markdown]
 # ## 2 · Dice: overlap of names
@@ -107,7 +107,7 @@ assert 65 < b["error (mm)"] < 85
 #
 # $$\text{Dice}(A, B) = \frac{2\,|A \cap B|}{|A| + |B|}$$
 #
-# 1 if they are equal, 0 if they share nothing. Dice is computed on **labels**, one structure and one patient at a time. Where neither map has the structure, $0/0$ is not a success and not a failure: it is NaN, and stays out of every mean.
+# It is 1 if they are equal and 0 if they share nothing. Dice is computed on **labels**, one structure and one patient at a time. Where neither map has the structure, $0/0$ is not a success and not a failure: it is NaN, and stays out of every mean.
 
 # %% tags=["nbval-check-output"]
 first = torch.tensor([[1, 1, 0], [1, 2, 2]])[None, None]                # (B, 1, H, W)
@@ -115,7 +115,7 @@ second = torch.tensor([[1, 0, 0], [1, 2, 0]])[None, None]
 print([round(float(d), 2) for d in dice(first, second, values=[1, 2, 3])[0]])
 
 # %% [markdown]
-# **On images it is something else.** The author of the survey that this course grew from tells that he first computed Dice between the warped and the fixed *image*, until others told him that it belongs on labels. He is right to tell it. But look at his own experiment: its data, FIRE, are photographs of the retina *without* labels. So the "Dice score" in his log cannot be an overlap of labels: it is the formula applied to intensities, $2\sum ab / (\sum a + \sum b)$.
+# **On images it is something else.** The survey that this course grew from tells openly that its author first computed Dice between the warped and the fixed *image*, until others said that it belongs on labels. They are right. But look at the survey's own experiment: its data, FIRE, are photographs of the retina *without* segmentations. So the "DICE score" in its log cannot be an overlap of labels. What a program can compute there is the formula on intensities, $2\sum ab / (\sum a + \sum b)$.
 #
 # **Predict**: what does that formula give for an image and itself?
 
@@ -251,7 +251,7 @@ assert (np.diff(fre) < 0).all() and fre[3] < 1e-6 and tre.argmin() == 1
 assert tre[3] > 1.4 * tre[1] and abs(r) < 0.2
 
 # %% [markdown]
-# FRE falls to 0, and TRE rises: the flexible maps fit the experts' trembling hands. Even for the right kind of map, a small FRE does not announce a small TRE: over 200 trials they have nothing to do with each other, which J. M. Fitzpatrick proved for rigid maps. **What was fitted cannot judge the fit.** The same holds for a network that was trained with a Dice loss and is then judged by Dice of the same structures.
+# FRE falls to 0, and TRE rises: the flexible maps fit the experts' trembling hands. Even for the right kind of map, a small FRE does not announce a small TRE: over 200 trials the two are uncorrelated, as J. M. Fitzpatrick showed for rigid maps. **What was fitted cannot judge the fit.** The same holds for a network that was trained with a Dice loss and is then judged by Dice of the same structures.
 
 # %% [markdown]
 # ## 5 · Look at the map itself
@@ -293,7 +293,7 @@ left, right = figure.subplots(1, 2)
 for one, other in zip(stiff, middle):
     left.plot([0, 1], [one, other], "o-", color="#0072b2", markersize=4)
 left.set(xticks=[0, 1], xlim=(-0.3, 1.3), ylabel="Dice of gray matter")
-left.set_xticklabels(["λ = 5", "λ = 2.5"])
+left.set_xticklabels(["λ = 5", "λ = 2.5"])  # one line for each case
 right.plot(middle - stiff, range(len(stiff)), "o", color="#d55e00")
 right.axvline(0, color="#555555", linestyle="--")
 right.set(xlabel="difference of Dice, λ = 2.5 minus λ = 5", ylabel="case")
@@ -322,7 +322,7 @@ print(cases.compare("λ = 1", "λ = 2.5", "folding (%)"))
 similar, error, folds = (
     cases.compare("λ = 1", "λ = 2.5", c) for c in ("correlation", "error (mm)", "folding (%)")
 )
-assert similar.mean > 0 and similar.p_value < 0.05
+assert similar.mean > 0 and similar.p_value < 0.05 and len(cases.columns) == 7
 assert error.p_value > 0.2 and error.low < 0 < error.high and folds.mean > 0.05
 
 # %% [markdown]
@@ -330,7 +330,7 @@ assert error.p_value > 0.2 and error.low < 0 < error.high and folds.mean > 0.05
 #
 # - **Few cases.** With $N$ cases the smallest possible p is $2/2^N$: five cases cannot give p < 0.05, however good the method. And a bootstrap of few cases is too sure of itself, as the next cell counts.
 # - **Dependent cases.** Our ten pairs come from two heads (even seeds: the template, odd: Colin27). The p-value speaks of further pairs of *this* kind, not of further people.
-# - **Many columns.** Three comparisons in eight columns are 24 tests: one is expected below 0.05 by chance alone. Name the column that counts *before* you look.
+# - **Many columns.** Three comparisons in seven columns are 21 tests: one is expected below 0.05 by chance alone. Name the column that counts *before* you look.
 
 # %%
 def coverage(n, rng):
@@ -430,7 +430,7 @@ assert paired_comparison([2, 3, 4, 5], [1, 1, 1, 1]).p_value == 0.125
 # - Choose on some cases (seeds below 100), report on others, and name your main column first.
 #
 # **Go further**
-# - T. Rohlfing, "Image similarity and tissue overlaps as surrogates for image registration accuracy: widely used but unreliable", IEEE Transactions on Medical Imaging 31(2), 2012: method B.
+# - T. Rohlfing, "Image similarity and tissue overlaps as surrogates for image registration accuracy: widely used but unreliable", IEEE Transactions on Medical Imaging 31(2), 2012: the idea of method B.
 # - J. M. Fitzpatrick, "Fiducial registration error and target registration error are uncorrelated", Proceedings of SPIE 7261, 2009; J. M. Fitzpatrick, J. B. West, "The distribution of target registration error in rigid-body point-based registration", IEEE Transactions on Medical Imaging 20(9), 2001.
 # - A. Hering and many others, "Learn2Reg: comprehensive multi-task medical image registration challenge, dataset and evaluation in the era of deep learning", IEEE Transactions on Medical Imaging 42(3), 2023.
 # - L. Maier-Hein, A. Reinke and many others, "Metrics reloaded: recommendations for image analysis validation", Nature Methods 21, 2024.

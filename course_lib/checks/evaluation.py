@@ -58,6 +58,21 @@ shifted_squares = Check(
             lambda: (0.25, 0.025, 1.0),
             "this is what does not overlap; Dice is what does: 1 minus yours.",
         ),
+        Mistake(
+            lambda: (0.75, 0.975, 0.0),
+            "both Dice are right; the distance is not 0.\n"
+            "The percentile leaves 5 % of the distances out. Here a whole side of each outline,\n"
+            "more than a quarter of it, lies one voxel away from the other.",
+        ),
+        Mistake(
+            lambda: (0.75, 0.975, 2**0.5),
+            "both Dice are right; the distance is not the diagonal of a voxel.\n"
+            "The squares move along the columns only: how far is it straight across?",
+        ),
+        Mistake(
+            lambda: (75.0, 97.5, 1.0),
+            "right, but in percent: Dice goes from 0 to 1.",
+        ),
     ],
     hints=[
         "The small square has 4 × 4 voxels. After the shift, how many columns of it overlap?",
@@ -113,6 +128,20 @@ def _agreement(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
     return 2 * (a == b).flatten(1).sum(1, keepdim=True) / (in_a + in_b)
 
 
+def _nan_where_one_lacks(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
+    _, in_a, in_b = _counts(a, b, values)
+    overlap = metrics.dice(a, b, values)
+    return torch.where((in_a == 0) | (in_b == 0), torch.nan, overlap)
+
+
+def _truth_as_label(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
+    """What ``(a == b) == v`` counts: True is 1, False is 0, and no other label occurs."""
+    _, in_a, in_b = _counts(a, b, values)
+    agree = (a == b).flatten(1)
+    both = torch.stack([(agree == value).sum(1) for value in values], dim=1)
+    return 2 * both / (in_a + in_b)
+
+
 def _of_numbers(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
     """The formula for intensities, on the labels' numbers."""
     x, y = a.flatten(1).float(), b.flatten(1).float()
@@ -166,6 +195,24 @@ dice = Check(
             "the voxels of all items of the batch are counted together.\n"
             "Each item is a patient of its own, with a row of its own: sum over the spatial axes\n"
             "only. Counted together, large heads would count more than small ones.",
+        ),
+        Mistake(
+            lambda a, b, values: _pooled(a, b, values)[0],
+            "the voxels of all items of the batch are counted together, in one row.\n"
+            "Each item is a patient of its own: the result is (B, L), a row for each.\n"
+            "Sum over the axes 1, 2 and 3, not over the batch.",
+        ),
+        Mistake(
+            _nan_where_one_lacks,
+            "a structure that only one of the two maps has gets NaN: it would drop out of a mean,\n"
+            "and a method that loses a structure would look the better for it.\n"
+            "It gets 0. NaN is for structures that neither map has.",
+        ),
+        Mistake(
+            _truth_as_label,
+            "(a == b) is True or False, and that is compared with the label.\n"
+            "The overlap of structure v are the voxels where a is v *and* b is v:\n"
+            "(a == v) & (b == v).",
         ),
         Mistake(
             lambda a, b, values: metrics.dice(a, b, values).nanmean(1),
@@ -238,6 +285,11 @@ def _looked_up(points: Tensor, u: Tensor) -> Tensor:
     return torch.stack([f[:, i, j].T for f, i, j in zip(u, rows, columns, strict=True)])
 
 
+def _u_taken_for_mm(p: Tensor, q: Tensor, u: Tensor, spacing: Sequence[float]) -> Tensor:
+    s = torch.tensor(spacing)
+    return (p * s + (spatial.warp_points(p, u) - p) - q * s).norm(dim=2)
+
+
 tre_mm = Check(
     SLUG,
     "tre_mm",
@@ -281,6 +333,21 @@ tre_mm = Check(
             lambda p, q, u, s: _lengths(2 * p - spatial.warp_points(p, u) - q, s),
             "this moves the points against their arrows, to p − u(p).\n"
             "Points of the fixed image go along: p + u(p).",
+        ),
+        Mistake(
+            _u_taken_for_mm,
+            "the displacement is added as if it were in mm.\n"
+            "It is in voxels, like the points: add it to p first, then scale the miss.",
+        ),
+        Mistake(
+            lambda p, q, u, s: (_miss(p, q, u) * torch.tensor(s)).norm(dim=1),
+            "this takes the length over the landmarks, axis 1.\n"
+            "The components (row, column) are in the last axis: norm(dim=2) gives (B, N).",
+        ),
+        Mistake(
+            lambda p, q, u, s: _lengths(_miss(p, q, u), s) / 2**0.5,
+            "this is the root of the *mean* of the squared components: too small by √2.\n"
+            "A length is the root of their sum.",
         ),
         Mistake(
             lambda p, q, u, s: _lengths(p - q, s),
@@ -395,6 +462,11 @@ hausdorff95 = Check(
             "np.percentile counts from 0 to 100: 95. np.quantile counts from 0 to 1.",
         ),
         Mistake(
+            _of_distances(lambda there, back: 0.95 * max(there.max(), back.max())),
+            "this is 0.95 times the largest distance.\n"
+            "The percentile is a rank: the distance that 95 % of the points stay below.",
+        ),
+        Mistake(
             _of_distances(lambda there, back: max(there.mean(), back.mean())),
             "this is a mean distance; the definition asks for the 95th percentile.",
         ),
@@ -479,6 +551,11 @@ def _normal(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
     return float(differences.mean()), differences.mean() - reach, differences.mean() + reach
 
 
+def _standard_error(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
+    mean, reach = (first - second).mean(), 1.96 * (first - second).std(ddof=1) / len(first) ** 0.5
+    return float(mean), float(mean - reach), float(mean + reach)
+
+
 paired = Check(
     SLUG,
     "paired",
@@ -536,6 +613,31 @@ paired = Check(
             _normal,
             "this is mean ± 1.96 standard deviations.\n"
             "Asked are percentiles of the resampled means.",
+        ),
+        Mistake(
+            _standard_error,
+            "this is the mean ± 1.96 standard errors; the draws are not used.\n"
+            "Asked are the percentiles of the resampled means.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(
+                (first - second)[draws].mean(1), (first - second)[draws].mean(1)
+            ),
+            "the first number is the mean of the resampled means; it depends on the draws.\n"
+            "Asked is the mean of the N differences themselves.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(
+                first - second, (first - second)[draws].mean(1), 0, 100
+            ),
+            "these are the smallest and the largest of the resampled means.\n"
+            "Asked are the percentiles 2.5 and 97.5.",
+        ),
+        Mistake(
+            lambda first, second, draws: tuple(
+                np.array(_paired(first, second, draws))[[1, 0, 2]].tolist()
+            ),
+            "right numbers in another order: return the mean first, then both ends.",
         ),
         Mistake(
             lambda first, second, draws: _interval(
