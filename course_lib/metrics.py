@@ -312,7 +312,7 @@ def sdlogj(displacement: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: Hering et al., "Learn2Reg: comprehensive multi-task medical image registration
     challenge, dataset and evaluation in the era of deep learning", IEEE TMI 42(3), 2023, and the
-    evaluation code of the challenge. Taught in lesson 14.
+    evaluation code of the challenge. Taught in lesson 15.
     """
     require_displacement("displacement", displacement)
     require_finite("displacement", displacement)

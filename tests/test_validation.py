@@ -27,6 +27,8 @@ from course_lib import landscapes, losses, metrics, plotting, spatial, validatio
 from course_lib.classical import affine
 from course_lib.datasets import Pair, brains, collate, halve
 from course_lib.evaluation import table, warp_labels
+from course_lib.datasets import Pair, brains, collate
+from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
@@ -50,6 +52,10 @@ POSE = torch.eye(2, 3)[None]
 PAIR = Pair(IMAGE, IMAGE.flip(2), LABELS, LABELS.flip(2), FIELD, (1.0, 2.0))
 HEAD = Volume(VOLUME[:1], np.diag([3.0, 1, 1, 1]), (3.0, 1.0, 1.0))
 FAST = {"factors": (1,), "steps": 1, "similarity": losses.mse}
+
+
+def fixed_field(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    return FIELD
 
 
 def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
@@ -679,6 +685,50 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "structures",
         lambda v: table({"mine": FIELD}, PAIR, v),
     )
+    add(
+        "over_cases",
+        {"a function": fixed_field, "None": None, "a field": {"mine": FIELD}, "words": {"a": "b"}},
+        "methods",
+        lambda v: over_cases(v, {"one": PAIR}),
+    )
+    add(
+        "over_cases",
+        {"a pair": PAIR, "a list": [PAIR], "none": {}, "None": None, "a field": {"one": FIELD}},
+        "pairs",
+        lambda v: over_cases({"mine": fixed_field}, v),
+    )
+    add(
+        "over_cases",
+        {"a list": [1, 2], "a word": "gray"},
+        "structures",
+        lambda v: over_cases({"mine": fixed_field}, {"one": PAIR}, v),
+    )
+    bad_scores = {
+        "one case": [1.0],
+        "no case": [],
+        "a number": 1.0,
+        "a matrix": [[1.0, 2.0, 3.0]],
+        "NaN": [1.0, NAN, 2.0],
+        "infinite": [1.0, INF, 2.0],
+        "words": ["a", "b", "c"],
+        "ragged": [[1.0], [2.0, 3.0]],
+        "None": None,
+    }
+    scores = [1.0, 2.0, 3.0]
+    add("paired_comparison", bad_scores, "first", lambda v: paired_comparison(v, scores))
+    fewer = {"fewer": [1.0, 2.0]}
+    add("paired_comparison", bad_scores | fewer, "second", lambda v: paired_comparison(scores, v))
+    for argument, bad in (
+        ("name", {"a number": 1, "None": None}),
+        ("resamples", BAD_WHOLE | {"too few": 99}),
+        ("seed", BAD_WHOLE),
+    ):
+        add(
+            "paired_comparison",
+            bad,
+            argument,
+            lambda v, argument=argument: paired_comparison(scores, scores, **{argument: v}),
+        )
     add("warp_labels", BAD_LABELS, "labels", lambda v: warp_labels(v, FIELD))
     add("warp_labels", bad_fields(FIELD), "displacement", lambda v: warp_labels(LABELS, v))
 
@@ -888,6 +938,8 @@ GOOD = {
     "collate": lambda: collate([PAIR, PAIR]),
     "halve": lambda: halve(PAIR),
     "table": lambda: table({"mine": FIELD}, PAIR, {1: "one"}),
+    "over_cases": lambda: over_cases({"mine": fixed_field}, {"one": PAIR}, {1: "one"}),
+    "paired_comparison": lambda: paired_comparison([1, 2, 4], [1, 1, 2], name="a", seed=1),
     "warp_labels": lambda: warp_labels(LABELS, FIELD),
     "images": lambda: plotting.images({"a": IMAGE, "b": LABELS}, limits=(0, 4)),
     "comparison": lambda: plotting.comparison({"a": IMAGE}, IMAGE),
@@ -914,6 +966,7 @@ HELPERS = {"at_least_float32", "descend", "require_volume"}
 HELPERS |= {"correlation_map", "correlation_map_plain"}  # of lncc, which checks
 # Yes or no, and a text: everything can be read as one.
 TAKES_ANYTHING = {("lncc", "squared"), ("refine", "progress"), ("arrows", "title")}
+TAKES_ANYTHING |= {("over_cases", "progress")}
 
 
 def public_functions() -> dict[str, Callable]:

@@ -7,6 +7,7 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
+from course_lib.widgets.evaluation import disc_pair, evaluation_explorer
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.sampling import sampling_explorer
 from course_lib.widgets.similarity import (
@@ -25,6 +26,8 @@ __all__ = [
     "corrupt",
     "deformation_explorer",
     "descent_explorer",
+    "disc_pair",
+    "evaluation_explorer",
     "fit_disc",
     "lowest_shifts",
     "sampling_explorer",

@@ -1,0 +1,189 @@
+"""The evaluation explorer shows what the metrics say, and where."""
+
+from __future__ import annotations
+
+import inspect
+from io import BytesIO
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image
+
+from course_lib import drawing, metrics
+from course_lib.widgets import Playground, disc_pair, evaluation_explorer
+from course_lib.widgets import evaluation as module
+from course_lib.widgets import playground as shared
+
+TITLES = 3
+SETTINGS = [(1, 0, 0), (3, 2, 0), (10, 2, 20), (20, 15, 30), (15, 0, 30), (2, 15, 7)]
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Playground:
+    return evaluation_explorer()
+
+
+def rgb(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def panel(picture: bytes, k: int) -> np.ndarray:
+    page = drawing.Page(
+        module.SHAPE,
+        ("white: warped, amber: fixed", "sorted distances (voxels)", "warped +, fixed −"),
+        [("≥ 3 voxels", 1.0), ("0", 0.5), ("≤ −3 voxels", 0.0)],
+        lines=2,
+    )
+    (left, top), (height, width) = page.corners[k], page.panel
+    return rgb(picture)[top : top + height, left : left + width]
+
+
+class TestDiscs:
+    def test_by_hand(self) -> None:
+        fixed, warped = disc_pair(1, 3, 0)
+        assert fixed.nonzero()[:, 2:].tolist() == [[35, 28], [36, 27], [36, 28], [36, 29], [37, 28]]
+        # The stray voxel at distance 0 is the fixed disc's right end.
+        moved = {(35, 31), (36, 30), (36, 31), (36, 32), (37, 31), (36, 29)}
+        assert {tuple(x) for x in warped.nonzero()[:, 2:].tolist()} == moved
+
+    def test_without_shift_and_stray_they_are_equal(self) -> None:
+        assert torch.equal(*disc_pair(7, 0, 0))
+
+    @pytest.mark.parametrize("far", [1, 12, 30])
+    def test_stray_voxel_is_as_far_from_the_disc_as_said(self, far: int) -> None:
+        fixed, warped = disc_pair(9, 0, far)
+        assert int(warped.sum() - fixed.sum()) == 1
+        (place,) = (warped - fixed).nonzero()[:, 2:].tolist()
+        nearest = (fixed.nonzero()[:, 2:] - torch.tensor(place)).float().norm(dim=1).min()
+        assert float(nearest) == far
+
+    def test_corner_of_all_ranges_is_inside_the_picture(self) -> None:
+        fixed, warped = disc_pair(20, 15, 30)
+        for labels in (fixed, warped):
+            frame = torch.ones_like(labels)
+            frame[..., 1:-1, 1:-1] = 0
+            assert int((labels * frame).sum()) == 0
+
+    @pytest.mark.parametrize(
+        ("setting", "name", "error"),
+        [
+            ((0, 1, 1), "radius", ValueError),
+            ((21, 1, 1), "radius", ValueError),
+            ((2.5, 1, 1), "radius", ValueError),
+            ((2, -1, 1), "shift", ValueError),
+            ((2, 16, 1), "shift", ValueError),
+            ((2, 1, 31), "stray", ValueError),
+            ((2, 1, float("nan")), "stray", ValueError),
+            (("a", 1, 1), "radius", TypeError),
+        ],
+    )
+    def test_refuses(
+        self, setting: Any, name: str, error: type[Exception], explorer: Playground
+    ) -> None:
+        for function in (disc_pair, explorer.render):
+            with pytest.raises(error, match=rf"^{name}:"):
+                function(*setting)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("setting", SETTINGS)
+    def test_are_those_of_the_metrics(self, setting: tuple[float, float, float]) -> None:
+        fixed, warped = disc_pair(*setting)
+        overlap, most, largest, ranked, signed = module._measure(*setting)
+        assert overlap == pytest.approx(float(metrics.dice(fixed, warped)))
+        assert most == pytest.approx(float(metrics.hausdorff95(fixed, warped)), abs=1e-5)
+        assert ranked[95] == most and ranked[100] == largest == ranked.max()
+        assert float(signed.abs().max()) == pytest.approx(largest)
+
+    def test_sign_says_which_outline(self) -> None:
+        signed = module._measure(10, 5, 0)[4]
+        fixed, warped = disc_pair(10, 5, 0)
+        assert (fixed[0, 0][signed < 0] == 1).all() and (warped[0, 0][signed > 0] == 1).all()
+        assert float(signed.min()) < -3 and float(signed.max()) > 3
+
+    def test_are_written_below_the_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: list[str] = []
+        draw = drawing.Page.draw
+
+        def listen(self: drawing.Page, parts: Any, lines: Any, alarm: bool = False) -> Any:
+            said[:] = lines
+            return draw(self, parts, lines, alarm)
+
+        monkeypatch.setattr(drawing.Page, "draw", listen)
+        evaluation_explorer().render(15, 0, 30)
+        assert said == [
+            "Radius 15, shift 0, a stray voxel at 30",
+            "Dice 1.00, Hausdorff 95: 0.0 voxels, largest distance: 30.0",
+        ]
+        assert drawing._font().getlength(said[1]) < drawing._LEAST
+
+
+class TestPicture:
+    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
+        assert explorer.render(10, 2, 20) == evaluation_explorer().render(10, 2, 20)
+
+    @pytest.mark.parametrize("other", [(11, 2, 20), (10, 3, 20), (10, 2, 21)])
+    def test_every_parameter_changes_every_panel(
+        self, explorer: Playground, other: tuple[float, float, float]
+    ) -> None:
+        one, two = explorer.render(10, 2, 20), explorer.render(*other)
+        changed = [bool((panel(one, k) != panel(two, k)).any()) for k in range(TITLES)]
+        # One voxel more of radius leaves 2 and 20 voxels of distance nearly as they are.
+        assert changed[0] and changed[2] and (changed[1] or other[0] == 11)
+
+    def test_line_stands_at_95_percent_of_the_curve(self, explorer: Playground) -> None:
+        shown = panel(explorer.render(10, 0, 0), 1)
+        amber = np.abs(shown - drawing.OUTLINE_RGB).max(2) == 0
+        columns = np.unique(np.nonzero(amber)[1])
+        assert len(columns) == 1
+        # The dot of the last value stands at 100 percent, the axis at 0.
+        dark = (shown[-26:-20].max(2) < 60).any(0).nonzero()[0]
+        assert (columns[0] - 32) / (dark.max() - 3 - 32) == pytest.approx(0.95, abs=0.01)
+
+    def test_still_is_small_and_says_its_numbers(self, explorer: Playground) -> None:
+        assert len(explorer.still()) < 60_000
+        assert "Radius 15, shift 0, a stray voxel at 30" in explorer.caption
+        assert explorer.caption.count("Dice") == 3
+
+
+class TestPlayground:
+    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
+        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
+        for name, slider in explorer.sliders.items():
+            assert (slider.min, slider.max, slider.step) == (*module._LIMITS[name], 1)
+
+    def test_moving_a_slider_changes_the_picture(self) -> None:
+        playground = evaluation_explorer()
+        for slider in playground.sliders.values():
+            before = playground.picture.value
+            slider.value += 3
+            assert playground.picture.value != before
+        values = {name: slider.value for name, slider in playground.sliders.items()}
+        assert playground.picture.value == playground.render(**values)
+
+    def test_both_ends_of_every_slider(self) -> None:
+        playground = evaluation_explorer()
+        for slider in playground.sliders.values():
+            for end in (slider.min, slider.max):
+                slider.value = end
+                assert bytes(playground.picture.value).startswith(b"\x89PNG")
+
+    def test_leaves_a_still_picture_as_a_separate_output(
+        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[Any] = []
+        monkeypatch.setattr(shared, "display", shown.append)
+        explorer._ipython_display_()
+        box, caption, still = shown
+        assert isinstance(box, ipywidgets.VBox) and "without a slider" in caption.data
+        data, metadata = DisplayFormatter().format(still)
+        assert "image/png" in data and metadata["image/png"]["alt"] == explorer.caption
+
+    def test_leaves_threads_and_gradients_as_they_were(self, explorer: Playground) -> None:
+        threads = torch.get_num_threads()
+        explorer.render(7, 4, 2)
+        assert torch.get_num_threads() == threads and torch.is_grad_enabled()
