@@ -23,11 +23,12 @@ import torch
 from matplotlib.figure import Figure
 
 import course_lib
-from course_lib import losses, metrics, plotting, spatial, validation, volumes
+from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
 from course_lib.classical import affine
-from course_lib.datasets import Pair, brains, collate
+from course_lib.datasets import Pair, brains, collate, contrasts
 from course_lib.evaluation import table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
+from course_lib.mind import mind, mind_loss
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
 
@@ -42,6 +43,7 @@ def ramp(*shape: int) -> torch.Tensor:
 IMAGE, FIELD = ramp(2, 1, 12, 10), ramp(2, 2, 12, 10)
 VOLUME, FIELD3 = ramp(2, 1, 10, 11, 12), ramp(2, 3, 10, 11, 12)
 LABELS = (IMAGE * 4).long()
+TISSUES = LABELS.clamp(max=3)
 MATRIX = torch.eye(2, 3).repeat(2, 1, 1)
 POINTS = ramp(2, 5, 2)
 ONE = FIELD[:1]
@@ -463,6 +465,42 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     del starts["None"]  # which is a start from zero
     add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
 
+    # landscapes
+    poses = landscapes.translations([0, 1])
+
+    def heights(loss=losses.mse, moving=IMAGE, fixed=IMAGE, poses=poses):
+        return landscapes.landscape(loss, moving, fixed, poses)
+
+    poor = {
+        "a word": "mse",
+        "None": None,
+        "of many numbers": lambda a, b: a - b,
+        "of nothing": lambda a, b: None,
+        "of words": lambda a, b: "low",
+    }
+    add("landscape", poor, "loss", lambda v: heights(loss=v))
+    add("landscape", bad_images(IMAGE), "fixed", lambda v: heights(fixed=v))
+    add("landscape", bad_images(IMAGE) | unlike(IMAGE), "moving", lambda v: heights(moving=v))
+    add("landscape", BAD_MATRICES | {"none": poses[:0]}, "poses", lambda v: heights(poses=v))
+    bad_rows = {
+        "a number": 1.0,
+        "one number in a tensor": torch.tensor(1.0),
+        "none": [],
+        "a word": "ab",
+        "words": ["a"],
+        "NaN": [0.0, NAN],
+        "infinite": [INF],
+        "nested": [[1.0, 2.0]],
+        "None": None,
+    }
+    axes_ = {"negative": -1, "too large": 2, "a fraction": 0.5, "a boolean": True, "None": None}
+    ndims = {"one": 1, "four": 4, "a word": "2", "None": None, "a boolean": True}
+    add("translations", bad_rows, "offsets", landscapes.translations)
+    add("translations", axes_, "axis", lambda v: landscapes.translations([1.0], v))
+    add("translations", ndims, "ndim", lambda v: landscapes.translations([1.0], 0, v))
+    add("rotations", bad_rows, "degrees", landscapes.rotations)
+    add("rotations", ndims, "ndim", lambda v: landscapes.rotations([1.0], v))
+
     # volumes
     for function in (volumes.to_world, volumes.to_voxel):
         name = function.__name__
@@ -626,6 +664,27 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     )
     add("warp_labels", BAD_LABELS, "labels", lambda v: warp_labels(v, FIELD))
     add("warp_labels", bad_fields(FIELD), "displacement", lambda v: warp_labels(LABELS, v))
+
+    add("inverted", bad_images(IMAGE), "image", contrasts.inverted)
+    add("remapped", bad_images(IMAGE), "image", contrasts.remapped)
+    add("t2_like", BAD_LABELS, "labels", lambda v: contrasts.t2_like(v, seed=0))
+    add(
+        "t2_like",
+        {"a fifth tissue": LABELS * 0 + 4},
+        "labels",
+        lambda v: contrasts.t2_like(v, seed=0),
+    )
+    add("t2_like", BAD_WHOLE, "seed", lambda v: contrasts.t2_like(TISSUES, seed=v))
+    amounts = BAD_NUMBERS | {"negative": -1.0, "infinite": INF}
+    add("t2_like", amounts, "blur", lambda v: contrasts.t2_like(TISSUES, seed=0, blur=v))
+    add("t2_like", amounts, "noise", lambda v: contrasts.t2_like(TISSUES, seed=0, noise=v))
+
+    # mind
+    add("mind", bad_images(IMAGE), "image", mind)
+    add("mind", BAD_WHOLE, "radius", lambda v: mind(IMAGE, v))
+    add("mind_loss", bad_images(IMAGE), "fixed", lambda v: mind_loss(IMAGE, v))
+    add("mind_loss", bad_images(IMAGE) | unlike(IMAGE), "warped", lambda v: mind_loss(v, IMAGE))
+    add("mind_loss", BAD_WHOLE, "radius", lambda v: mind_loss(IMAGE, IMAGE, v))
 
     # plotting
     flat = {"a volume": VOLUME}
@@ -811,6 +870,9 @@ GOOD = {
     "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
     "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
     "refine": lambda: refine(IMAGE, IMAGE, FIELD, **FAST),
+    "landscape": lambda: landscapes.landscape(losses.mse, IMAGE, IMAGE, MATRIX),
+    "translations": lambda: landscapes.translations([0.0, 1.5], 2, 3),
+    "rotations": lambda: landscapes.rotations([0.0, 90.0], 3),
     "to_world": lambda: volumes.to_world([[1, 2, 3]], HEAD.affine),
     "to_voxel": lambda: volumes.to_voxel(np.zeros((2, 4, 3)), HEAD.affine),
     "orientation": lambda: volumes.orientation(HEAD.affine),
@@ -825,6 +887,11 @@ GOOD = {
     "save_nifti": in_folder(lambda f: save_nifti(f / "a.nii.gz", IMAGE[:1], np.eye(4))),
     "load_displacement": in_folder(lambda f: load_displacement(saved_field(f), SHEARED)),
     "save_displacement": in_folder(lambda f: save_displacement(f / "a.nii", ONE, np.eye(4))),
+    "inverted": lambda: contrasts.inverted(IMAGE),
+    "remapped": lambda: contrasts.remapped(VOLUME),
+    "t2_like": lambda: contrasts.t2_like(TISSUES, seed=0, blur=0, noise=0),
+    "mind": lambda: mind(VOLUME, 0),
+    "mind_loss": lambda: mind_loss(IMAGE, IMAGE, 1),
     "brains.pair": lambda: brains.pair(0),
     "brains.real_pair": lambda: brains.real_pair(2, POSE),
     "collate": lambda: collate([PAIR, PAIR]),

@@ -7,6 +7,7 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
+from course_lib.widgets.histogram import joint_histogram_explorer
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.slices import slice_viewer
 
@@ -17,6 +18,7 @@ __all__ = [
     "deformation_explorer",
     "descent_explorer",
     "fit_disc",
+    "joint_histogram_explorer",
     "slice_viewer",
     "soft_disc",
     "warp_slider",
