@@ -14,7 +14,8 @@ def mind(image: Tensor, radius: int = 1) -> Tensor:
     ``exp(−D_r / V)``, divided by its maximum over the neighbors ``r``: ``D_r(x)`` is the mean
     squared difference between the patches around ``x`` and ``x + r``, and ``V(x)``, the mean of
     ``D_r(x)`` over all ``r``, estimates the local variance. ``V`` is kept between a thousandth
-    and a thousand times its mean over the image. Beyond the image, its border value is repeated.
+    and a thousand times its mean over the image, and above 1e-12. Beyond the image, its border
+    value is repeated.
 
     This is the variant of 2012 with the six direct neighbors in 3D (four in 2D), not the
     self-similarity context (SSC) of 2013. Its patches are weighted by a Gaussian, ours evenly.
@@ -51,9 +52,8 @@ def mind(image: Tensor, radius: int = 1) -> Tensor:
     distances = torch.stack([_patch_mean((values - near).square(), radius) for near in steps], 1)
     variance = distances.mean(1, keepdim=True)  # (B, 1, C, *spatial)
     typical = variance.mean(tuple(range(3, variance.ndim)), keepdim=True)
-    # Where nothing varies all distances are 0, and 0 / tiny is 0.
-    least = (typical / 1000).clamp(min=torch.finfo(values.dtype).tiny)
-    variance = torch.minimum(torch.maximum(variance, least), typical.clamp(min=1e-30) * 1000)
+    least = (typical / 1000).clamp(min=1e-12)  # where nothing varies: 0 / 1e-12 is 0
+    variance = torch.minimum(torch.maximum(variance, least), (typical * 1000).clamp(min=1e-12))
     # Less the smallest distance first: the largest exponential is 1, and none is lost to zero.
     nearest = distances.amin(1, keepdim=True)
     return torch.exp(-(distances - nearest) / variance).flatten(1, 2)

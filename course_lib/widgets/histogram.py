@@ -37,21 +37,23 @@ def joint_histogram_explorer(fixed: Tensor, moving: Sequence[Tensor]) -> Playgro
 
     Args:
         fixed: ``(1, 1, H, W)``, floating.
-        moving: images like ``fixed``, one for each contrast.
+        moving: at least two images like ``fixed``, one for each contrast.
 
     Returns:
         A :class:`Playground` with ``render(shift, rotation, contrast, bins)``: voxels along ``j``,
         degrees, the number of the moving image from 0, and bins from 4 to 64.
 
     Raises:
-        TypeError, ValueError: on a wrong rank, shape, dtype, values that are not finite, or no
-            moving image.
+        TypeError, ValueError: on a wrong rank, shape, dtype, values that are not finite, or fewer
+            than two moving images.
 
     Used in lesson 16.
     """
     target = require_slice("fixed", fixed)
-    if not isinstance(moving, Sequence) or isinstance(moving, str) or len(moving) == 0:
+    if not isinstance(moving, Sequence) or isinstance(moving, str):
         raise TypeError(f"moving: expected a row of images, got {type(moving).__name__}")
+    if len(moving) < 2:
+        raise ValueError(f"moving: expected two images or more, got {len(moving)}")
     sources = [require_slice(f"moving[{k}]", image) for k, image in enumerate(moving)]
     for k, source in enumerate(sources):
         require_same(f"moving[{k}]", source, "fixed", target)
@@ -76,7 +78,7 @@ def joint_histogram_explorer(fixed: Tensor, moving: Sequence[Tensor]) -> Playgro
     sliders = {
         "shift": slider("shift (voxels)", 0.0, -reach, reach, 0.5),
         "rotation": slider("rotation (degrees)", 0.0, -20.0, 20.0, 0.5),
-        "contrast": slider("contrast (number)", float(last), 0.0, max(1.0, float(last)), 1.0),
+        "contrast": slider("contrast (number)", float(last), 0.0, float(last), 1.0),
         "bins": slider("bins", 32.0, 4.0, 64.0, 4.0),
     }
     return make_playground(render, sliders, partial(film_strip, draw, page, settings), caption)
