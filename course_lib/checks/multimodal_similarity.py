@@ -135,6 +135,17 @@ def _overwritten(a: Tensor, b: Tensor, bins: int) -> Tensor:
     return p / len(a)
 
 
+def _added_shares(a: Tensor, b: Tensor, bins: int) -> Tensor:
+    """Shares of the two bins added where they have to be multiplied."""
+    i, j = (x.floor().clamp(max=bins - 2) for x in (a, b))
+    s, t = a - i, b - j
+    corner, counts = (i * bins + j).long(), a.new_zeros(bins * bins)
+    for down, up in enumerate((1 - s, s)):
+        for right, along in enumerate((1 - t, t)):
+            counts = counts.index_add(0, corner + down * bins + right, up + along)
+    return counts.view(bins, bins) / len(a)
+
+
 def _stretched(a: Tensor, b: Tensor, bins: int) -> Tensor:
     """Positions taken for intensities, and stretched from the smallest to the largest."""
     places = [(x - x.min()) / (x.max() - x.min()).clamp(min=1e-6) * (bins - 1) for x in (a, b)]
@@ -263,6 +274,16 @@ joint_histogram = Check(
             "two of the four cells are missing.\n"
             "(lower, lower) gets (1 − s)(1 − t) and (upper, upper) gets s t; there are also\n"
             "(lower, upper) with (1 − s) t and (upper, lower) with s (1 − t).",
+        ),
+        Mistake(
+            _added_shares,
+            "the shares of row and column are added; a cell gets their product.\n"
+            "Row 3 gets 0.8 and column 5 gets 0.5, so cell (3, 5) gets 0.8 · 0.5 = 0.4.",
+        ),
+        Mistake(
+            lambda a, b, bins: _four_cells(a, b, bins) / bins**2,
+            "this is divided by the number of cells; the sum should be 1.\n"
+            "Divide by the number of voxels, len(a).",
         ),
         Mistake(
             _stretched,
@@ -475,6 +496,14 @@ patch_distances = Check(
             "at the border this takes the voxel of the opposite side.\n"
             "Likely cause: roll(), or an index of −1. Pad by the border value instead, as\n"
             'patch_mean does: F.pad(image, (1, 1, 1, 1), mode="replicate").',
+        ),
+        Mistake(
+            lambda image: _patch_mean((image - _neighbors(image, "circular")).square())[
+                :, [1, 0, 3, 2]
+            ],
+            "each pair of directions is exchanged, and the border takes that of the other\n"
+            "side. roll(1) brings what lies before, roll(−1) what lies behind; neither stops at the\n"
+            'border: F.pad(image, (1, 1, 1, 1), mode="replicate") repeats it.',
         ),
         Mistake(
             lambda image: _patch_mean((image - _neighbors(image, "constant")).square()),
