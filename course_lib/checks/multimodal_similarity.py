@@ -502,8 +502,8 @@ patch_distances = Check(
                 :, [1, 0, 3, 2]
             ],
             "each pair of directions is exchanged, and the border takes that of the other\n"
-            "side. roll(1) brings what lies before, roll(−1) what lies behind; neither stops at the\n"
-            'border: F.pad(image, (1, 1, 1, 1), mode="replicate") repeats it.',
+            "side. roll(1) brings what lies before, roll(−1) what lies behind; neither stops at\n"
+            'the border: F.pad(image, (1, 1, 1, 1), mode="replicate") repeats it.',
         ),
         Mistake(
             lambda image: _patch_mean((image - _neighbors(image, "constant")).square()),
