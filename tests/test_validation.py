@@ -26,10 +26,12 @@ import course_lib
 from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
 from course_lib.classical import affine
 from course_lib.datasets import Pair, brains, collate, halve
+from course_lib.datasets import Pair, brains, collate, contrasts
 from course_lib.evaluation import table, warp_labels
 from course_lib.datasets import Pair, brains, collate
 from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
+from course_lib.mind import mind, mind_loss
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
 
@@ -44,6 +46,7 @@ def ramp(*shape: int) -> torch.Tensor:
 IMAGE, FIELD = ramp(2, 1, 12, 10), ramp(2, 2, 12, 10)
 VOLUME, FIELD3 = ramp(2, 1, 10, 11, 12), ramp(2, 3, 10, 11, 12)
 LABELS = (IMAGE * 4).long()
+TISSUES = LABELS.clamp(max=3)
 MATRIX = torch.eye(2, 3).repeat(2, 1, 1)
 POINTS = ramp(2, 5, 2)
 ONE = FIELD[:1]
@@ -732,6 +735,27 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     add("warp_labels", BAD_LABELS, "labels", lambda v: warp_labels(v, FIELD))
     add("warp_labels", bad_fields(FIELD), "displacement", lambda v: warp_labels(LABELS, v))
 
+    add("inverted", bad_images(IMAGE), "image", contrasts.inverted)
+    add("remapped", bad_images(IMAGE), "image", contrasts.remapped)
+    add("t2_like", BAD_LABELS, "labels", lambda v: contrasts.t2_like(v, seed=0))
+    add(
+        "t2_like",
+        {"a fifth tissue": LABELS * 0 + 4},
+        "labels",
+        lambda v: contrasts.t2_like(v, seed=0),
+    )
+    add("t2_like", BAD_WHOLE, "seed", lambda v: contrasts.t2_like(TISSUES, seed=v))
+    amounts = BAD_NUMBERS | {"negative": -1.0, "infinite": INF}
+    add("t2_like", amounts, "blur", lambda v: contrasts.t2_like(TISSUES, seed=0, blur=v))
+    add("t2_like", amounts, "noise", lambda v: contrasts.t2_like(TISSUES, seed=0, noise=v))
+
+    # mind
+    add("mind", bad_images(IMAGE), "image", mind)
+    add("mind", BAD_WHOLE, "radius", lambda v: mind(IMAGE, v))
+    add("mind_loss", bad_images(IMAGE), "fixed", lambda v: mind_loss(IMAGE, v))
+    add("mind_loss", bad_images(IMAGE) | unlike(IMAGE), "warped", lambda v: mind_loss(v, IMAGE))
+    add("mind_loss", BAD_WHOLE, "radius", lambda v: mind_loss(IMAGE, IMAGE, v))
+
     # plotting
     flat = {"a volume": VOLUME}
     pictures = bad_images(IMAGE, floating=False) | flat | {"complex": IMAGE.to(torch.complex64)}
@@ -933,6 +957,11 @@ GOOD = {
     "save_nifti": in_folder(lambda f: save_nifti(f / "a.nii.gz", IMAGE[:1], np.eye(4))),
     "load_displacement": in_folder(lambda f: load_displacement(saved_field(f), SHEARED)),
     "save_displacement": in_folder(lambda f: save_displacement(f / "a.nii", ONE, np.eye(4))),
+    "inverted": lambda: contrasts.inverted(IMAGE),
+    "remapped": lambda: contrasts.remapped(VOLUME),
+    "t2_like": lambda: contrasts.t2_like(TISSUES, seed=0, blur=0, noise=0),
+    "mind": lambda: mind(VOLUME, 0),
+    "mind_loss": lambda: mind_loss(IMAGE, IMAGE, 1),
     "brains.pair": lambda: brains.pair(0),
     "brains.real_pair": lambda: brains.real_pair(2, POSE),
     "collate": lambda: collate([PAIR, PAIR]),

@@ -8,6 +8,7 @@ sliders second. Displaying it leaves a still picture too, a separate output, for
 from course_lib.widgets.deformation import bump_displacement, deformation_explorer, warp_slider
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.evaluation import disc_pair, evaluation_explorer
+from course_lib.widgets.histogram import joint_histogram_explorer
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.sampling import sampling_explorer
 from course_lib.widgets.similarity import (
@@ -34,6 +35,7 @@ __all__ = [
     "shift_losses",
     "similarity_explorer",
     "regularity_explorer",
+    "joint_histogram_explorer",
     "slice_viewer",
     "soft_disc",
     "warp_slider",
