@@ -9,6 +9,7 @@ from course_lib.widgets.deformation import bump_displacement, deformation_explor
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.slices import slice_viewer
+from course_lib.widgets.velocity import random_velocity, velocity_explorer
 
 __all__ = [
     "Descent",
@@ -17,7 +18,9 @@ __all__ = [
     "deformation_explorer",
     "descent_explorer",
     "fit_disc",
+    "random_velocity",
     "slice_viewer",
     "soft_disc",
+    "velocity_explorer",
     "warp_slider",
 ]
