@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you turn any smooth array of arrows into a map that does not fold, get its inverse for free, and know where on a grid both promises end.
 #
-# **Reading**: 36 minutes · **Running**: about 10 seconds on a laptop · **Before this**: lessons 11, 12 and 14.
+# **Reading**: 40 minutes · **Running**: about 10 seconds on a laptop · **Before this**: lessons 11, 12 and 14.
 #
 # **You will be able to**
 # - *implement* a step better than Euler's, scaling and squaring, and an inverse that reports its own error,
@@ -30,7 +30,7 @@ brain = brains.real_pair().fixed
 shape = (96, 80)                                                        # of the small experiments
 
 # %% [markdown]
-# Remember the bump of lesson 11: with a smoothness of 20 voxels it folds once it pushes further than 33. Here it pushes by 60, and its arrows are used in two ways. On the left each arrow is one leap. On the right it is a *velocity*: every point follows the arrow under it for a moment, looks at the arrow there, follows that one, and so on for a unit of time.
+# Remember the bump of lesson 11: with a smoothness of 20 voxels it folds once it pushes further than 33. Here it pushes by 60, and its arrows are used in two ways. On the left each arrow is one leap. On the right it is a *velocity*: every point follows the arrow under it for a moment, then the arrow where it has come, and so on for a unit of time.
 
 # %% tags=["cover"]
 arrows = bump_displacement(brain.shape[2:], amplitude=60, smoothness=20, position=0.5)
@@ -44,7 +44,7 @@ print(f"folded: {float(folding_fraction(arrows)):.1%} and {float(folding_fractio
 assert folding_fraction(arrows) > 0.015 and jacobian_determinant(flow).min() > 0.05
 
 # %% [markdown]
-# The folds are gone; where they were, the grid is only squeezed. What happened, what does it cost, and how far can one trust it?
+# The folds are gone; where they were, the grid is only squeezed. How does one follow arrows, what does it cost, and how far can one trust it?
 
 # %% [markdown]
 # ## 1 · Follow the river
@@ -53,9 +53,9 @@ assert folding_fraction(arrows) > 0.015 and jacobian_determinant(flow).min() > 0
 #
 # $$\frac{dx}{dt} = v\bigl(x(t)\bigr), \qquad \exp(v)(x_0) = x(1) \quad\text{for}\quad x(0) = x_0$$
 #
-# $x(t)$ is the place at time $t$, $v$ the **stationary velocity field**: an array like a displacement, in voxels per unit of time, the same at all times. $\exp(v)$ is the map from the place at time 0 to that at time 1, and $u(x) = \exp(v)(x) - x$ is its displacement.
+# $x(t)$ is the place at time $t$; $v$ is the **stationary velocity field**, an array like a displacement, in voxels per unit of time, that does not change with time. $\exp(v)$ maps the place at time 0 to that at time 1; its displacement is $u(x) = \exp(v)(x) - x$.
 #
-# Why can it not fold? To fold, two points must meet. At the meeting place there is one arrow, so from there they would travel together; and backwards in time too, so they were never apart. (This needs a $v$ whose slope is bounded, and true time instead of steps.)
+# It cannot fold: for that, two points would have to meet. At the meeting place there is one arrow, forwards and backwards in time, so they would always have traveled together. (This needs a $v$ of bounded slope, and true time instead of steps.)
 #
 # A computer takes $N$ straight pieces, **Euler steps**: $x \leftarrow x + v(x)/N$. For points, `warp_points` does that.
 #
@@ -78,6 +78,7 @@ def walk(points, velocity, pieces):
     return torch.stack(stops)
 
 
+# %%
 center = torch.tensor([47.5, 39.5])
 start = (center + torch.tensor([20.0, 0.0])).view(1, 1, 2)
 walks = {pieces: walk(start, turning(90), pieces)[:, 0, 0] for pieces in (1, 4, 32)}
@@ -105,9 +106,7 @@ show(
 )
 
 # %% [markdown]
-# 26.6 instead of 20: each straight piece leaves the circle along its tangent. With more pieces the error shrinks.
-#
-# An array of displacements needs this walk from *every* voxel. Each piece reads $v$ where the walk has led so far:
+# 26.6 instead of 20: each straight piece leaves the circle along its tangent. With more pieces the error shrinks. For a displacement field, walk from *every* voxel; each piece reads $v$ where the walk has led so far:
 
 
 # %%
@@ -123,16 +122,16 @@ end = warp_points(start, euler(turning(90), 32))[0, 0]                  # the sa
 assert torch.allclose(end, walks[32][-1], atol=0.05)
 
 # %% [markdown]
-# Compare the addition inside with lesson 11: `u + warp(velocity / pieces, u)` is `compose(velocity / pieces, u)`. An Euler step *is* a composition with one small displacement. So 128 pieces are 128 compositions. Can we do with fewer?
+# Compare with lesson 11: `u + warp(velocity / pieces, u)` is `compose(velocity / pieces, u)`. An Euler step *is* a composition with a small displacement, and 128 pieces are 128 compositions. Can we do with fewer?
 
 # %% [markdown]
 # ## 2 · Twice as far in one step
 #
-# A river that does not change over time does the same in the second half of the hour as in the first. Half the time twice is the whole:
+# A river that does not change does the same in the second half of the time as in the first:
 #
 # $$\exp(v) = \exp(v/2) \circ \exp(v/2)$$
 #
-# and $\exp(v/2)$ is made of quarters, and so on. After $n$ halvings the piece is so short that it is nearly straight, $\exp(v/2^n)(x) \approx x + v(x)/2^n$. This is **scaling and squaring**: divide $v$ by $2^n$, then compose the result with *itself*, $n$ times.
+# and $\exp(v/2)$ is made of quarters, and so on. After $n$ halvings the piece is nearly straight, $\exp(v/2^n)(x) \approx x + v(x)/2^n$. This is **scaling and squaring**: divide $v$ by $2^n$, then compose with *itself*, $n$ times.
 #
 # **Predict**: how many compositions replace 128 Euler steps?
 
@@ -154,9 +153,9 @@ for name, u in (("euler, 128", euler(turning(90), 128)),
 assert torch.equal(scaling_and_squaring(turning(90), 7), integrate(turning(90), 7))
 
 # %% [markdown]
-# Seven: $2^7 = 128$. Here both give the *same* answer, because for a linear velocity both are the matrix $(I + A/128)^{128}$, and linear interpolation reads a linear field without error. The library's `integrate` is this function, with 7 squarings unless you say otherwise.
+# Seven: $2^7 = 128$. For a linear velocity both are the matrix $(I + A/128)^{128}$, and linear interpolation reads a linear field without error, so they agree. The library's `integrate` is this function, with 7 squarings unless you say otherwise.
 #
-# **Closed forms** tell whether such code is right. You have three:
+# **Closed forms** tell whether such code is right:
 #
 # | velocity | displacement at time 1 |
 # |---|---|
@@ -164,7 +163,7 @@ assert torch.equal(scaling_and_squaring(turning(90), 7), integrate(turning(90), 
 # | linear, $v(x) = A(x - c)$ | $u(x) = (e^A - I)(x - c)$, with the matrix exponential $e^A$ |
 # | whirlpool: circle $r = \lvert x - c\rvert$ turns by the angle $\alpha(r)$ | that rotation, of each circle by itself |
 #
-# The whirlpool is curved, so it tests what the others cannot: interpolation. We let $\alpha(r) = \alpha_0\, e^{-r^2 / 2 s^2}$: large $s$ is a calm whirlpool, small $s$ a tight one.
+# The whirlpool is curved, so it also tests interpolation. We let $\alpha(r) = \alpha_0\, e^{-r^2 / 2 s^2}$: large $s$ is a calm whirlpool, small $s$ a tight one.
 #
 # **Predict**: twice as many pieces halve the error. Does that go on forever?
 
@@ -212,12 +211,12 @@ assert squared_tight[6] / squared_tight[9] < 1.1 and squared_tight[9] > 1.5 * sq
 assert walked[9] < 0.7 * squared[9]
 
 # %% [markdown]
-# First the error of *time* shrinks, as promised. Then the error of *space* is left: between the voxels, fields are read by linear interpolation. Squaring pays more of it than Euler, because it also interpolates its own half-way results. A tight whirlpool, whose arrows change much between neighboring voxels, hits that floor earlier. More steps do not lower it. Seven squarings are about where it begins: a good default, not a magic number.
+# First the error of *time* shrinks. What is left is the error of *space*: between the voxels, fields are read by linear interpolation. Squaring pays more of it than Euler, because it also interpolates its own half-way results. A tight whirlpool, whose arrows change much from voxel to voxel, reaches that floor earlier, and more steps do not lower it. Seven squarings are about where it begins: a good default, not a magic number.
 
 # %% [markdown]
 # ## 3 · The way back is the river, reversed
 #
-# Swim along $-v$ for the same time, and you are back: $\exp(-v) \circ \exp(v) = \mathrm{id}$. So the inverse costs one more integration and no thought. It is not $-u$: that is lesson 11's mistake, since $u$ has to be undone where it ended.
+# Follow $-v$ for the same time, and you are back: $\exp(-v) \circ \exp(v) = \mathrm{id}$. The inverse costs one more integration. It is not $-u$: lesson 11's mistake, which undoes $u$ where it began instead of where it ended.
 #
 # The **inverse-consistency error** is how far a point misses itself after the way there and back: the length of `compose(there, back)`.
 #
@@ -240,7 +239,7 @@ for name, velocity, u in (("calm", calm, calm_exact), ("tight", tight, tight_exa
 assert trips["tight"][3] < trips["calm"][3] and trips["tight"][9] > trips["calm"][9]
 
 # %% [markdown]
-# No: it falls, and levels off at the interpolation error, higher for the rougher field. For most uses a tenth of a voxel is plenty; just do not claim that it is zero.
+# No: it levels off at the interpolation error, higher for the rougher field. A tenth of a voxel is often good enough, but it is not zero.
 #
 # **At the border there is no promise.** Where the river flows in, the arrows beyond the edge are made up. This course extends a field by its border value; VoxelMorph's layer reads zeros outside. **Predict**: how far apart are the two for a river of at most 10 voxels?
 
@@ -251,6 +250,8 @@ free = free * 10 / free.norm(dim=1).max()
 with_zeros = free / 2**7
 for _ in range(7):
     with_zeros = with_zeros + warp(with_zeros, with_zeros, padding="zeros")
+
+# %%
 apart = (with_zeros - integrate(free)).norm(dim=1)[0]
 missed = round_trip(integrate(free), integrate(-free))[0]
 inside = (slice(15, -15), slice(15, -15))
@@ -265,9 +266,9 @@ assert (
 )
 
 # %% [markdown]
-# Both are guesses, and they differ by several voxels, but only where the way leads across the border. Leave a margin around the anatomy, and measure inside.
+# Both are guesses. They differ by several voxels, but only where the way leads across the border. Leave a margin around the anatomy, and measure inside.
 #
-# **Meeting half-way.** With $v$ one may also warp the moving image by $\exp(v/2)$ and the fixed one by $\exp(-v/2)$: both deform half as much and meet in the middle. Symmetric methods compare the two images there, so that neither is treated as the special one.
+# **Meeting half-way.** Warp the moving image by $\exp(v/2)$ and the fixed one by $\exp(-v/2)$, and they meet in the middle. Symmetric methods compare them there, so that neither image is special.
 
 # %%
 v = random_velocity(brain.shape[2:], amplitude=20, smoothness=12)
@@ -281,7 +282,7 @@ assert after < 0.1 * before
 # %% [markdown]
 # ## 4 · Half the resolution
 #
-# A smooth velocity does not need every voxel. VoxelMorph integrates on a grid of half the size (its `int_downsize=2`) and enlarges the result: a quarter of the work in 2D, an eighth in 3D. Voxels of the half grid are twice as large, so the values must be halved on the way down and doubled on the way up. `resize_displacement` (lesson 12) does both, for velocities as for displacements.
+# A smooth velocity does not need every voxel. VoxelMorph integrates on a grid of half the size (its `int_downsize=2`) and enlarges the result: a quarter of the work in 2D, an eighth in 3D. Voxels of the half grid are twice as large, so the values must be halved on the way down and doubled on the way up: `resize_displacement` (lesson 12) does both.
 #
 # **Predict**: for which of these rivers does that cost more than a tenth of the mean displacement: blurred by 8, 4 or 2 voxels?
 
@@ -303,12 +304,12 @@ for smoothness in (8, 4, 2):
 assert lost[8] < 0.03 and 0.05 < lost[4] < 0.1 < 0.15 < lost[2]
 
 # %% [markdown]
-# Only for the roughest one on average; but look at the worst voxel. Half resolution is a statement about your field: *it has no detail of two voxels*. A network trained this way can say nothing else, which acts as a regularizer. A field that came from elsewhere should be measured first, as here.
+# Only for the roughest one, on average; but look at the worst voxel. Half resolution says of your field: *it has no detail finer than two voxels*. A network that is trained this way cannot express any. A field from elsewhere should be measured first, as here.
 
 # %% [markdown]
 # ## 5 · And without a velocity?
 #
-# Many methods hand you a displacement only. Lesson 11 inverted in one dimension by repetition, $w \leftarrow -u(y + w)$, and it works the same in 2D and 3D. Write it with the **residual** $r(y) = w(y) + u(y + w(y))$, which is how far $y$ misses itself; then one step is $w \leftarrow w - r$. You know the residual, so you know when to stop, and whether to believe the result:
+# Many methods hand you a displacement only. Lesson 11 inverted one in one dimension by repetition, $w \leftarrow -u(y + w)$. Write it with the **residual** $r(y) = w(y) + u(y + w(y))$, which is how far $y$ misses itself: then a step is $w \leftarrow w - r$, and you know when to stop and whether to believe the result.
 
 
 # %%
@@ -325,9 +326,9 @@ def invert_by_repetition(u, tolerance=0.001, most=60):
 
 
 # %% [markdown]
-# Each step shrinks the residual where $u$ changes by less than one voxel from voxel to voxel: its **Lipschitz constant**, the largest stretch of $\partial u/\partial x$ in any direction, is below 1.
+# Each step shrinks the residual if $u$ changes by less than one voxel from voxel to voxel, in any direction: its **Lipschitz constant** is below 1.
 #
-# **Predict** which of these three it inverts: a bump with slope 0.75; a whirlpool that turns its middle by 90° (the way back is the whirlpool reversed, nothing folds); a bump with slope 1.5, which folds.
+# **Predict** which of these it inverts: a bump with slope 0.75; a whirlpool that turns its middle by 90° and folds nowhere; a bump with slope 1.5, which folds.
 
 # %%
 gentle, folded = (bump_displacement(shape, push, 8, 0.5) for push in (9.9, 19.8))
@@ -338,6 +339,8 @@ for name, u in (("gentle bump", gentle), ("whirlpool", quarter), ("folded bump",
     print(f"{name:11} {len(residuals[name]):2} residuals, last {residuals[name][-1]:.4f} voxels, "
           f"det J at least {float(jacobian_determinant(u).min()):.2f}")  # fmt: skip
 print(f"whirlpool reversed: off by {float(round_trip(quarter, backward).max()):.2f} voxels")
+
+# %%
 figure = curves(
     {name: (range(len(sizes)), sizes) for name, sizes in residuals.items()},
     xlabel="step", ylabel="largest residual (voxels)",
@@ -346,14 +349,14 @@ figure.axes[0].set_yscale("log")
 show(
     figure,
     alt="The gentle bump's residual falls on a straight line to a thousandth of a voxel; those of "
-    "the whirlpool and of the folded bump stay at more than ten voxels.",
+    "the whirlpool and of the folded bump stay near ten voxels and near twenty.",
 )
 assert residuals["gentle bump"][-1] <= 0.001 and residuals["folded bump"][-1] > 5
 assert residuals["whirlpool"][-1] > 5 and jacobian_determinant(quarter).min() > 0.5
 assert round_trip(quarter, backward).max() < 0.3
 
 # %% [markdown]
-# Two failures that look alike. The folded bump has no inverse: several places look at the same spot. The whirlpool has one, but the iteration overshoots. In a rotation by an angle $\theta$ the displacement changes by $2 \sin(\theta/2)$ from voxel to voxel, which reaches 1 at 60°. So a failed iteration proves nothing about folds. A small residual does prove something: that $u$ brings $y + w(y)$ back to $y$.
+# Two failures that look alike. The folded bump has no inverse: several places look at the same spot. The whirlpool has one (itself, reversed), but the iteration overshoots. In a rotation by an angle $\theta$ the displacement changes by $2 \sin(\theta/2)$ from voxel to voxel, which reaches 1 at 60°. So a failed iteration proves nothing about folds. A small residual does prove something: that $u$ brings $y + w(y)$ back to $y$.
 #
 # The library's `invert` takes shorter steps where the residual does not shrink, which saves some of these maps. Always ask for the residual, `compose(u, invert(u))`:
 
@@ -365,6 +368,7 @@ def rotation(degrees):
     return affine_displacement(torch.tensor([[[c, -s, 0], [s, c, 0]]]).float(), shape)
 
 
+# %%
 middle = (identity_grid(shape) - center.view(2, 1, 1)).norm(dim=0) < 15
 left = {}
 for degrees in (50, 70):
@@ -386,7 +390,7 @@ assert compose(folded, invert(folded)).norm(dim=1).max() > 1
 # %% [markdown]
 # ## 6 · What "diffeomorphic" promises on a grid
 #
-# A **diffeomorphism** is a map that is smooth, has an inverse, and whose inverse is smooth. $\exp(v)$ is one for every smooth $v$: that is mathematics. Your array is another thing. **Predict**: this river is rough for its strength (20 voxels, blurred by 6, and by 3). How many voxels fold with 1, 2, 4 and 8 squarings?
+# A **diffeomorphism** is a smooth map with a smooth inverse. $\exp(v)$ is one for every smooth $v$: that is mathematics. Your array is another thing. **Predict**: two rivers of 20 voxels are blurred by 6 and by only 3. Do their folds vanish with enough squarings?
 
 # %%
 for smoothness in (6, 3):
@@ -400,9 +404,9 @@ print(f"blurred by 3, 400 Euler steps: {slow}")
 assert slow > 15
 
 # %% [markdown]
-# With few steps even a fair river folds: where the first leap $v/2^n$ sends two places to one, nothing that follows takes them apart. More steps mend that. For the rough river they help only so far, and careful Euler steps do not help either. So time is not the limit. What is?
+# With few steps even a fair river folds: where the first leap $v/2^n$ sends two places to one, nothing that follows takes them apart. More steps mend that. For the rough river they help only so far, and 400 Euler steps do not help either. So time is not the limit. What is?
 #
-# Here is a map *without any integration error*: the exact displacement of a very tight whirlpool. Rotating circles keep every area, so its true determinant is 1 everywhere. **Predict**: what does the grid say?
+# Here is a map *without any integration error*: the exact displacement of a very tight whirlpool. Turning circles keep every area: its true determinant is 1 everywhere. **Predict**: what does the grid say?
 
 # %%
 for finer in (1, 4, 8):                                                 # one map, sampled finer
@@ -415,7 +419,7 @@ for finer in (1, 4, 8):                                                 # one ma
 assert 0.8 < det.min() and det.max() < 1.2
 
 # %% [markdown]
-# The map is perfect, and its samples fold: neighboring voxels end so far apart that a straight line between them is no picture of the map. On a finer grid the folds vanish. And the samples are what you warp with, so the folds are real for your image.
+# The map is perfect, and its samples fold: between neighboring voxels it bends too much for a straight line. On a finer grid the folds vanish. But the samples are what you warp with, so for your image the folds are real.
 #
 # So say what you measured. For the rough river: *"$\exp(v)$ is a diffeomorphism; on our grid, with 8 squarings, about 0.1 % of the voxels have a determinant of 0 or less"*. The word alone is no measurement.
 
@@ -465,6 +469,7 @@ def unfinished(velocity, steps):
     return u
 
 
+# %%
 v = random_velocity(shape, amplitude=10, smoothness=8)
 wrong = {
     "right": integrate(v),
