@@ -111,8 +111,9 @@ def whirlpool(shape, angle, radius):
 
 velocity, exact = whirlpool(shape, 2, 10)
 pieces = [1, 2, 4, 8, 16, 32]
-errors = {rule.__name__: [float((rule(velocity, n) - exact).norm(dim=1).max()) for n in pieces]
-          for rule in (euler, midpoint)}  # fmt: skip
+rules = {"euler": euler, "midpoint": midpoint}
+errors = {name: [float((rule(velocity, n) - exact).norm(dim=1).max()) for n in pieces]
+          for name, rule in rules.items()}  # fmt: skip
 figure = curves(
     {name: (pieces, values) for name, values in errors.items()},
     xlabel="pieces of time", ylabel="largest error (voxels)",

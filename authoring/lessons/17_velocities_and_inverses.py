@@ -437,7 +437,7 @@ explorer
 # %% [markdown]
 # <details><summary>What you should have found</summary>
 #
-# Two squarings at smoothness 6. With 8 squarings the river is clean down to a smoothness of 4.5; at 4 a few voxels fold, and no number of squarings takes them away. Meanwhile "at worst" grows to many voxels: long before the folds appear, the way back fails at single places.
+# Two squarings at smoothness 6. With 8 squarings the river is clean down to a smoothness of 4.5; at 4 a few voxels fold, and no number of squarings takes them away. Meanwhile "at worst" grows beyond a voxel: before the folds appear, the way back fails at single places.
 #
 # </details>
 
