@@ -19,6 +19,7 @@ from course_lib.widgets.similarity import (
 )
 from course_lib.widgets.regularity import regularity_explorer
 from course_lib.widgets.slices import slice_viewer
+from course_lib.widgets.velocity import random_velocity, velocity_explorer
 
 __all__ = [
     "Descent",
@@ -36,7 +37,9 @@ __all__ = [
     "similarity_explorer",
     "regularity_explorer",
     "joint_histogram_explorer",
+    "random_velocity",
     "slice_viewer",
     "soft_disc",
+    "velocity_explorer",
     "warp_slider",
 ]
