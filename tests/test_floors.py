@@ -16,7 +16,6 @@ LIBRARY = Path(course_lib.__file__).parent
 # The table of the architecture; a folder stands for everything in it.
 FLOORS = {
     1: ["validation.py", "spatial.py"],
-    2: ["losses.py", "local_ncc.py", "metrics.py"],
     2: ["losses.py", "local_ncc.py", "metrics.py", "mind.py"],
     3: ["models/", "classical/", "optimise.py", "landscapes.py"],
     4: [

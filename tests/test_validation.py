@@ -25,10 +25,7 @@ from matplotlib.figure import Figure
 import course_lib
 from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
 from course_lib.classical import affine
-from course_lib.datasets import Pair, brains, collate, halve
-from course_lib.datasets import Pair, brains, collate, contrasts
-from course_lib.evaluation import table, warp_labels
-from course_lib.datasets import Pair, brains, collate
+from course_lib.datasets import Pair, brains, collate, contrasts, halve
 from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.mind import mind, mind_loss

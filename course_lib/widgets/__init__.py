@@ -10,6 +10,7 @@ from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft
 from course_lib.widgets.evaluation import disc_pair, evaluation_explorer
 from course_lib.widgets.histogram import joint_histogram_explorer
 from course_lib.widgets.playground import Playground
+from course_lib.widgets.regularity import regularity_explorer
 from course_lib.widgets.sampling import sampling_explorer
 from course_lib.widgets.similarity import (
     corrupt,
@@ -17,7 +18,6 @@ from course_lib.widgets.similarity import (
     shift_losses,
     similarity_explorer,
 )
-from course_lib.widgets.regularity import regularity_explorer
 from course_lib.widgets.slices import slice_viewer
 from course_lib.widgets.velocity import random_velocity, velocity_explorer
 
@@ -31,13 +31,13 @@ __all__ = [
     "disc_pair",
     "evaluation_explorer",
     "fit_disc",
+    "joint_histogram_explorer",
     "lowest_shifts",
+    "random_velocity",
+    "regularity_explorer",
     "sampling_explorer",
     "shift_losses",
     "similarity_explorer",
-    "regularity_explorer",
-    "joint_histogram_explorer",
-    "random_velocity",
     "slice_viewer",
     "soft_disc",
     "velocity_explorer",
