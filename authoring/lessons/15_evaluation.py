@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you have bought a perfect Dice with a field that is nonsense, you know which number would have caught you, and you can say from ten patients whether one method beats another.
 #
-# **Reading**: 38 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11 to 14.
+# **Reading**: 38 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11, 12, 13 and 14.
 #
 # **You will be able to**
 # - *predict* what a given error costs in Dice and in Hausdorff distance,
