@@ -136,7 +136,7 @@ def warp(
     dtype = _sampling_dtype(image, displacement)
     field = displacement.to(dtype)
     sampled = _pull_back(image.to(dtype), field, mode, padding)
-    return (sampled + _broken(field)).to(image.dtype)
+    return _lost_where_broken(sampled, field).to(image.dtype)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -220,12 +220,9 @@ def _slab_count(image: Tensor) -> int:
     return min(torch.get_num_threads(), 2 if image.requires_grad else 8)
 
 
-def _broken(field: Tensor) -> Tensor:
-    """0 where a field (B, D, *any) is finite, NaN where not: added to a result, it marks the lost.
-
-    The shape is ``(B, 1, *any)``.
-    """
-    return field.detach().sum(1, keepdim=True).mul_(0)
+def _lost_where_broken(sampled: Tensor, field: Tensor) -> Tensor:
+    """``sampled`` (B, C, *any), with NaN where ``field`` (B, D, *any) is NaN or infinite."""
+    return torch.add(sampled, field.detach().sum(1, keepdim=True), alpha=0)  # 0 · ∞ is NaN
 
 
 def _gather_nearest(image: Tensor, field: Tensor, padding: Padding) -> Tensor:
@@ -271,7 +268,8 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     field, start = displacement.to(dtype), points.to(dtype).mT  # start: (B, D, N)
     start = start.unflatten(2, (-1, *(1,) * (ndim - 1)))  # (B, D, N, 1(, 1)): a thin grid
     positions = start.flip(1) * _sampler_scale(field) - 1
-    moved = start + _sample(field, positions, "linear", "border") + _broken(start)
+    moved = start + _sample(field, positions, "linear", "border")
+    moved = _lost_where_broken(moved, start)
     return moved.flatten(2).mT.to(points.dtype)
 
 

@@ -197,7 +197,8 @@ def require_labels(name: str, labels: object) -> int:
     if tensor.shape[1] != 1:
         raise ValueError(f"{name}: expected one channel, got {tensor.shape[1]}")
     # PyTorch looks for no least value among its longer unsigned integers.
-    least, largest = (tensor if tensor.is_signed() else tensor.long()).aminmax()
+    easy = tensor.is_signed() or tensor.dtype == torch.uint8
+    least, largest = (tensor if easy else tensor.long()).aminmax()
     if least < 0:
         raise ValueError(f"{name}: expected labels of 0 and above, got {int(least)}")
     return int(largest)
