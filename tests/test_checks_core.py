@@ -227,6 +227,20 @@ def test_wrong_number_of_parameters(toys: ModuleType) -> None:
     assert "Look at the parameters in its `def` line." in verdict
 
 
+def test_an_error_of_the_checks_own_unpacking_is_not_laid_on_the_parameters(
+    toys: ModuleType,
+) -> None:
+    error = TypeError("cannot unpack non-iterable NoneType object")
+    text = toys.weighted._explain(error, len, "", "").text
+    assert "def` line" not in text and "`return` is missing" in text
+
+
+def test_calling_a_check_without_the_function_is_said(toys: ModuleType) -> None:
+    with pytest.raises(Verdict, match="nothing came, not a function"):
+        toys.weighted()
+    assert toys.weighted.tries == 0
+
+
 def test_interrupting_is_left_to_the_kernel(toys: ModuleType) -> None:
     def answer(x: Any, w: Any) -> Any:
         raise KeyboardInterrupt

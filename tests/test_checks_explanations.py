@@ -64,6 +64,9 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("one letter", lambda: torch.einsum("ij,jk->ik", ROWS, OTHER)),
     ("one letter", lambda: torch.einsum("i,jk->ik", ROWS, OTHER)),
     ("one letter", lambda: np.einsum("ij,jk->ik", ARRAY, ARRAY)),
+    ("batch and channels too", lambda: torch.gradient(IMAGES[:1])),
+    ("batch and channels too", lambda: np.gradient(np.ones((1, 4)))),
+    ("cat joins along one axis that is there", lambda: torch.cat([ROWS, ROWS.T])),
     (
         "The components come last",
         lambda: F.grid_sample(IMAGES, IMAGES[:, :2], align_corners=True),
@@ -86,6 +89,10 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("with torch.no_grad():", run("a[0] = 1", a=leaf())),
     ("A value that the gradient needs was overwritten", overwritten),
     ("compute the loss anew", twice),
+    (
+        "index_add does the same with one",
+        lambda: torch.bincount(WHOLE[:3], weights=leaf()).sum().backward(),
+    ),
     ("backward() starts from one number", lambda: leaf().exp().backward()),
     ("does not depend on that tensor", lambda: torch.autograd.grad(leaf().sum(), leaf())),
     ("These are whole numbers", lambda: WHOLE.mean()),
@@ -105,6 +112,7 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
         "The dtypes do not fit",
         lambda: torch.zeros(3).scatter_(0, WHOLE[:1], DOUBLE[0]),
     ),
+    ("one less than the size of that axis", lambda: VECTOR.index_add(0, WHOLE[3:], VECTOR)),
     ("Exactly one number belongs here", lambda: IMAGES.item()),
     ("Exactly one number belongs here", lambda: torch.zeros(0).item()),
     ("Exactly one number belongs here", lambda: math.sqrt(VECTOR)),

@@ -177,15 +177,29 @@ def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> 
         return Problem(
             "dtype",
             f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"
-            "Likely cause: something made inside the function has a dtype of its own (arange\n"
-            "counts in whole numbers). Say it there: "
-            f"dtype={'torch' if tensor else 'np'}.{dtype_name(expected)}, or an input's dtype.",
+            f"{_dtype_clue(dtype_name(got), dtype_name(expected))}",
         )
     if tuple(got.shape) != tuple(expected.shape):
         text = f"the shape is {tuple(got.shape)}; expected {tuple(expected.shape)}."
         return Problem("shape", text + _shape_clue(tuple(got.shape), tuple(expected.shape)))
     theirs, ours = wide(got), wide(expected)
     return _finite_problem(theirs, ours) or _value_problem(theirs, ours, atol)
+
+
+def _dtype_clue(got: str, expected: str) -> str:
+    """Where a dtype that was not asked for usually comes from."""
+    if "float" not in expected:
+        if "float" in got:
+            return "Whole numbers are asked for. Is it the right thing that is returned?"
+        return f"Convert it at the end, to {expected}."
+    if got == "float64":
+        return "NumPy counts in float64, and .double() makes it: convert back at the end, .float()."
+    if "float" in got:
+        return "Convert it at the end, to the dtype of the inputs."
+    return (
+        "Likely cause: what was made inside the function has whole numbers or True and False in\n"
+        "it (arange, a comparison, a sum of these): an input's dtype, or .float(), there."
+    )
 
 
 def _type_clue(got: object, expected: Tensor | np.ndarray) -> str:
@@ -207,12 +221,13 @@ def _shape_clue(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
         return "\nThe same sizes in another order: look at the order of the axes."
     if len(got) > len(expected) >= 3:
         return (
-            "\nToo many axes: a stray unsqueeze, or index arrays that have a batch axis:\n"
-            "x[:, :, i, j] with i and j of shape (B, …) pairs every item with every index."
+            "\nToo many axes: stack makes a new one where cat makes none; a slice like 1: keeps\n"
+            "its axis; x[:, :, i, j] with i and j of shape (B, …) pairs every item with every index."
         )
     if [n for n in got if n != 1] == [n for n in expected if n != 1]:
         return (
-            "\nOnly axes of size 1 differ: keepdim=True, unsqueeze and squeeze put them in or out."
+            "\nOnly axes of size 1 differ here. keepdim=True and unsqueeze put them in, squeeze\n"
+            "takes them out; a mean or sum over too much drops axes of whatever size."
         )
     missing = len(expected) - len(got)
     if missing > 0:
@@ -240,7 +255,8 @@ def _finite_problem(got: Tensor, expected: Tensor) -> Problem | None:
     return Problem(
         "finite",
         f"{what}\n"
-        "Likely cause: a division by zero, or the root or logarithm of a number below zero.",
+        "Likely cause: a division by zero (as in the mean of nothing), the logarithm of 0, or the\n"
+        "root or logarithm of a number below zero.",
     )
 
 

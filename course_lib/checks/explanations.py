@@ -57,6 +57,16 @@ SHAPES = (
         "everywhere (or 1).",
     ),
     Explanation(
+        r"at least \(?edge_order\s*\+\s*1",
+        "A difference needs two values along an axis, and one axis here has a single one. Without\n"
+        "dim= (axis= in NumPy), gradient differences along every axis, batch and channels too.",
+    ),
+    Explanation(
+        r"Sizes of tensors must match except in dimension",
+        "cat joins along one axis that is there; the others must have equal sizes. stack makes a\n"
+        "new axis, of things that have one shape.",
+    ),
+    Explanation(
         r"grid_sampler\(\): expected grid to have size \d in last dimension",
         "The components come last in the grid of grid_sample, (B, H, W, 2) in 2D: "
         "often a permute\nis missing.",
@@ -131,6 +141,10 @@ GRADIENTS = (
         "in each step, from the tensor that changes.",
     ),
     Explanation(
+        r"derivative for aten::bincount is not implemented",
+        "bincount counts without a gradient: index_add does the same with one.",
+    ),
+    Explanation(
         r"grad can be implicitly created only for scalar outputs",
         "backward() starts from one number: take .mean() or .sum() first.",
     ),
@@ -203,6 +217,10 @@ ACCESS = (
     Explanation(
         r"is out of bounds for (?:dimension|axis) \d+ with size ([1-9]\d*)",
         r"On an axis of n, indices are counted from 0 to n − 1; here n is \1.",
+    ),
+    Explanation(
+        r"index out of range in self",
+        "An index lies outside: they count from 0 to one less than the size of that axis.",
     ),
     Explanation(
         r"Dimension out of range|is out of bounds for array of dimension",

@@ -61,6 +61,8 @@ def quiet_room() -> Iterator[None]:
             torch.inference_mode(False),
         ):
             warnings.showwarning = _print_warning  # type: ignore[assignment]
+            # Harmless where only a number is wanted, and long, with paths of torch's own machines.
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True")
             yield
     finally:
         torch.set_default_dtype(dtype)

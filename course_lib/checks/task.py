@@ -26,6 +26,8 @@ TRIES_BEFORE_SOLUTION = 3
 
 Function = Callable[..., Any]
 
+_NOTHING = object()
+
 
 class Verdict(Exception):
     """An answer that did not pass. Notebooks show its message instead of a traceback."""
@@ -81,7 +83,7 @@ class Task(ABC):
         state = "passed" if self.passed else f"{self.tries} tries"
         return f"<{type(self).__name__} {self.name}: {state}>"
 
-    def __call__(self, answer: object) -> None:
+    def __call__(self, answer: object = _NOTHING) -> None:
         """Judges the learner's function: prints one line when it is right.
 
         Returns nothing, because nbgrader reads a number that a cell returns as partial credit.
@@ -125,7 +127,8 @@ class Task(ABC):
     def _refuse(self, answer: object) -> Outcome | None:
         """What cannot be an answer of the learner's, before anything is run."""
         if not callable(answer):
-            text = f"this is {kind(answer)}, not a function.\n"
+            what = "nothing came" if answer is _NOTHING else f"this is {kind(answer)}"
+            text = f"{what}, not a function.\n"
             text += f"Pass the function itself, check.{self.name}({self.name}), without calling it."
             return Outcome("refused", "not a function", text)
         if from_library(answer):
@@ -156,7 +159,7 @@ class Task(ABC):
         lines = [f"raised {type(error).__name__}: {first_line}".rstrip(": ")]
         if place := learners_place(error):
             lines.append(f"At {place}")
-        elif isinstance(error, TypeError):
+        elif isinstance(error, TypeError) and "argument" in first_line:
             lines.append("Look at the parameters in its `def` line.")
         lines += [explanation(error), inputs, note]
         return Outcome("raised", "raised", "\n".join(lines))
