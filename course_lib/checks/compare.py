@@ -222,7 +222,7 @@ def _shape_clue(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if len(got) > len(expected) >= 3:
         return (
             "\nToo many axes: stack makes a new one where cat makes none; a slice like 1: keeps\n"
-            "its axis; x[:, :, i, j] with i and j of shape (B, …) pairs every item with every index."
+            "its axis; x[:, :, i, j] with i, j of shape (B, …) pairs every item with every index."
         )
     if [n for n in got if n != 1] == [n for n in expected if n != 1]:
         return (

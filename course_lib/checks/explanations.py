@@ -261,7 +261,7 @@ ACCESS = (
         "A list, tuple or shape does no arithmetic number by number: torch.tensor(…) of it does.",
     ),
     Explanation(
-        r"'NoneType'",
+        r"\bNoneType\b",
         "There is None where a value belongs: often from a function whose `return` is missing.",
     ),
     Explanation(
