@@ -11,7 +11,6 @@ import torch
 from course_lib.datasets import Pair, brains, collate, halve
 from course_lib.metrics import correlation, dice
 from course_lib.optimise import refine
-from course_lib.metrics import correlation
 from course_lib.spatial import affine_displacement, jacobian_determinant, warp
 
 SIZES = {2: (224, 192), 3: (96, 112, 96)}
