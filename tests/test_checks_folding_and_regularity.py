@@ -107,8 +107,10 @@ WRONG = {
         (lambda: 0.9, "goal"),
         (lambda: 3.2, "goal"),
         (lambda: 10, "goal"),
-        (lambda: 0, "type"),
-        (lambda: 1000, "type"),
+        (lambda: 0.01, "goal"),
+        (lambda: 100, "goal"),
+        (lambda: 0.009, "type"),
+        (lambda: 101, "type"),
     ],
 }
 

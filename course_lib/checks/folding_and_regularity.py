@@ -608,8 +608,8 @@ folding_fraction = _Fraction(
         ),
         Mistake(
             _unmasked,
-            "the folds of the whole image are divided by the voxels of the mask, or every voxel\n"
-            "counts as folded. Two likely causes: the mask is missing above the fraction line; or\n"
+            "the folds of the whole image are divided by the voxels of the mask.\n"
+            "Two likely causes: the mask is missing above the fraction line; or it says\n"
             "`… <= 0 & mask[:, 0]`, where & comes before <=. Write (… <= 0) & mask[:, 0].",
         ),
         Mistake(
