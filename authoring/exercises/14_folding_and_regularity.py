@@ -69,7 +69,7 @@ def jacobian_determinant(displacement):
             channel 1 along the columns j
 
     Returns:
-        float tensor (B, H, W)
+        float32 tensor (B, H, W)
 
     Example:
         where u_1 = 0.5 · j and u_0 = 0, the columns spread by 1.5: the result is 1.5 everywhere
@@ -194,7 +194,7 @@ def determinant_3d(displacement):
         displacement: float tensor (B, 3, I, J, K), in voxels; channel d moves along axis d
 
     Returns:
-        float tensor (B, I, J, K); slopes by torch.gradient, as above
+        float32 tensor (B, I, J, K); slopes by torch.gradient, as above
 
     Example:
         scaling by 1.2 along all three axes gives 1.2³ = 1.728
@@ -247,7 +247,7 @@ def diffusion(displacement):
         displacement: float tensor (B, 2, H, W), in voxels
 
     Returns:
-        float tensor without axes, 0 and above
+        float32 tensor without axes, 0 and above
 
     Example:
         u_0 = 3 · i and u_1 = 0: along i the squared differences are 9 and 0, mean 4.5; along j
