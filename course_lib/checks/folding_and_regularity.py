@@ -1,13 +1,19 @@
 """Checks of exercise 14: determinants, folds, a 3D determinant to mend, diffusion, a weight."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from course_lib import losses, metrics, spatial
+from course_lib.checks.compare import Problem, compare
 from course_lib.checks.core import Check, Goal, Mistake, finite_number
-from course_lib.checks.task import Function
+from course_lib.checks.messages import ordinal
+from course_lib.checks.reading import mentions
+from course_lib.checks.running import call, unwrapped
+from course_lib.checks.task import Function, Outcome
 from course_lib.datasets import Pair, brains, halve
 from course_lib.optimise import refine
 
@@ -19,62 +25,54 @@ Slopes = tuple[Tensor, ...]
 # --- six numbers ---------------------------------------------------------------------------------
 
 
+Clue = tuple[float, str]
+
+
+class _Numbers(Check):
+    """A prediction of several numbers, each judged by itself.
+
+    ``known`` holds for each number the wrong values that are known, with what to say of them;
+    ``otherwise`` what to say of any other.
+    """
+
+    known: Sequence[Sequence[Clue]] = ()
+    otherwise: Mapping[int, str] = {}
+
+    def _worded(self, problem: Problem, answer: Function, run: Any) -> str:
+        if problem.stage != "values":
+            return super()._worded(problem, answer, run)
+        pairs = list(zip(run.got, run.expected, strict=True))
+        wrong = [i for i, pair in enumerate(pairs) if compare(*pair, self.atol)]
+        named = ", ".join(ordinal(i) for i in wrong)
+        named = " and ".join(named.rsplit(", ", 1))
+        rest = "" if len(wrong) == len(pairs) else "; the others are"
+        are = "number is" if len(wrong) == 1 else "numbers are"
+        clues = [
+            f"{ordinal(i).capitalize()}: {clue}" for i in wrong if (clue := self._clue(i, run))
+        ]
+        return "\n".join([f"the {named} {are} not right{rest}.", *clues])
+
+    def _clue(self, i: int, run: Any) -> str:
+        """What is known of this wrong value."""
+        got = float(run.got[i])
+        close = (
+            text for value, text in self.known[i] if abs(got - value) < 0.006 * abs(value) + 1e-6
+        )
+        return next(close, self.otherwise.get(i, ""))
+
+
 def _six() -> tuple[float, ...]:
     return 0.5, -1, 0.75, 1, 0.125, 19
 
 
-def _with_sixth(sixth: float) -> Function:
-    return lambda: (*_six()[:5], sixth)
+_AS_MAP = "it is given as φ itself: J is its derivative, with no identity to add."
+_AS_FIELD = "it is given as a displacement: φ = x + u, so J = I + ∂u/∂x."
 
-
-six_numbers = Check(
+six_numbers = _Numbers(
     SLUG,
     "six_numbers",
     _six,
     [lambda: ()],
-    mistakes=[
-        Mistake(
-            lambda: (0.5, -1, -0.25, 4, 0.125, 19),
-            "the third and the fourth lack the identity.\n"
-            "They are given as displacements: φ = x + u, so J = I + ∂u/∂x.",
-        ),
-        Mistake(
-            lambda: (3.75, 0, 0.75, 1, 3.375, 19),
-            "the first, second and fifth have an identity too many.\n"
-            "They are given as φ itself: J is its derivative, with nothing added.",
-        ),
-        Mistake(
-            lambda: (0.5, 1, 0.75, 1, 0.125, 19),
-            "right sizes; the second one has lost its sign.\n"
-            "(i, j) → (j, i) swaps the two edges of a voxel: it is turned over.",
-        ),
-        Mistake(
-            lambda: (0.5, -1, 0.75, 1, 0.25, 19),
-            "all but the fifth are right; that one is in 3D.\n"
-            "All three edges of a voxel become half as long.",
-        ),
-        Mistake(
-            _with_sixth(18),
-            "all but the sixth are right; that one folds a little.\n"
-            "3·2π/18 is above 1. Round the other way.",
-        ),
-        Mistake(
-            _with_sixth(18.85),
-            "all but the sixth are right; that one is the border itself, 6π.\n"
-            "Asked are whole voxels that do not fold.",
-        ),
-        Mistake(
-            _with_sixth(10),
-            "all but the sixth are right; that one is half of what is needed.\n"
-            "k is 2π over the wavelength, not π over it.",
-        ),
-        Mistake(
-            _with_sixth(3),
-            "all but the sixth are right; that one is the amplitude.\n"
-            "The determinant is 1 + a·k·cos(k j) with k = 2π over the wavelength: its smallest\n"
-            "value is 1 − a·k.",
-        ),
-    ],
     hints=[
         "J has ∂φ_a/∂x_b in row a, column b. For a displacement add the identity to ∂u/∂x.",
         "det J = J_00·J_11 − J_01·J_10. In 3D, a scaling by s along all axes gives s³.",
@@ -82,9 +80,84 @@ six_numbers = Check(
         "is 1 − a·k: for which wavelengths is that above 0?",
     ],
 )
+six_numbers.known = (
+    [
+        (3.75, _AS_MAP),
+        (2.25, "the determinant multiplies the diagonal, 2 and 1/4; it does not add."),
+        (8, "the determinant multiplies the diagonal, 2 and 1/4; it does not divide."),
+        (2, "that is the determinant of the inverse. Asked is what φ makes of one voxel."),
+    ],
+    [
+        (1, "right size; its sign is lost. (i, j) → (j, i) turns a voxel over."),
+        (0, "J = [[0, 1], [1, 0]]. Was the identity added, or the diagonal taken alone?"),
+    ],
+    [
+        (-0.25, _AS_FIELD),
+        (0.25, _AS_FIELD),
+        (1.25, "the two products are subtracted, J_00·J_11 − J_01·J_10."),
+        (2.25, "u_0 depends on j: 0.5 stands beside the diagonal, not on it."),
+        (1, "that is the diagonal alone; J_01·J_10 is to be subtracted."),
+    ],
+    [
+        (4, _AS_FIELD),
+        (-1, "J = −I has two entries of −1 on its diagonal; their product is positive."),
+        (9, "1 − 2, not 1 + 2, stands on the diagonal."),
+    ],
+    [
+        (0.25, "this one is in 3D: all three edges of a voxel become half as long."),
+        (0.5, "that is one edge; all three edges of a voxel become half as long."),
+        (8, "that is the determinant of the inverse. Asked is what φ makes of one voxel."),
+        (3.375, _AS_MAP),
+    ],
+    [
+        (18, "it folds a little: 3·2π/18 is above 1. Round the other way."),
+        (18.85, "near the border itself, 6π; asked is the next whole number that does not fold."),
+        (9.425, "k is 2π over the wavelength, not π over it."),
+        (9, "k is 2π over the wavelength, not π over it."),
+        (10, "k is 2π over the wavelength, not π over it."),
+        (3, "that is the amplitude. The smallest determinant is 1 − a·k, k = 2π/wavelength."),
+        (20, "it does not fold, but it is not the smallest such wavelength."),
+    ],
+)
+six_numbers.otherwise = {
+    5: "the smallest determinant is 1 − a·k, k = 2π/wavelength, in whole voxels."
+}
 
 
 # --- the determinant -----------------------------------------------------------------------------
+
+
+_DOUBLE = (
+    "Likely cause: NumPy, whose mean() and constants are float64, or .double(). End with .float()."
+)
+_WHOLE = "Whole numbers: `//`, or a sum or a comparison that was not divided. A fraction needs `/`."
+
+
+class _Fields(Check):
+    """A check of a function of fields, which knows what goes wrong with these."""
+
+    space = "(2, 3)"  # the axes of space, as an argument
+    scalar = ""  # what to say of a Python number
+
+    def _worded(self, problem: Problem, answer: Function, run: Any) -> str:
+        if problem.stage == "dtype":
+            name = str(getattr(run.got, "dtype", ""))
+            cause = _DOUBLE if "float64" in name else _WHOLE if self.scalar else ""
+            if cause:
+                problem = Problem("dtype", f"{problem.text.splitlines()[0]}\n{cause}")
+        if problem.stage == "type" and isinstance(run.got, (int, float)) and self.scalar:
+            problem = Problem("type", f"{problem.text.splitlines()[0]}\n{self.scalar}")
+        return super()._worded(problem, answer, run)
+
+    def _explain(self, error: Exception, answer: Function, inputs: str, note: str) -> Outcome:
+        outcome = super()._explain(error, answer, inputs, note)
+        if "torch.gradient expected each dimension size" not in str(error):
+            return outcome
+        clue = (
+            "Without dim=… it differences the batch and the channels too:\n"
+            f"torch.gradient(displacement, dim={self.space})."
+        )
+        return outcome._replace(text=f"{outcome.text}\n{clue}")
 
 
 def _field(seed: int, *shape: int, size: float = 1.5, sigma: float = 0.7) -> Tensor:
@@ -143,13 +216,22 @@ def _differences(u: Tensor, mode: str) -> Slopes:
             "wrap": (last, first),
             "forward": (first, last),
             "backward": (first, last),
+            "forward again": (first, 2 * last - x.narrow(dim, n - 2, 1)),
+            "backward again": (2 * first - x.narrow(dim, 1, 1), last),
             "zeros": (0 * first, 0 * last),
         }[mode]
         later = torch.cat([x.narrow(dim, 1, n - 1), after], dim)
         earlier = torch.cat([before, x.narrow(dim, 0, n - 1)], dim)
         pairs = {"forward": later - x, "backward": x - earlier}
-        found.append(pairs.get(mode, (later - earlier) / 2))
+        found.append(pairs.get(mode.split()[0], (later - earlier) / 2))
     return tuple(found)
+
+
+def _in_units(u: Tensor) -> Slopes:
+    """Slopes over distances of grid_sample's units, the displacement in voxels."""
+    spacing = tuple(2 / (n - 1) for n in u.shape[2:])
+    i, j = torch.gradient(u, spacing=spacing, dim=(2, 3))
+    return i[:, 0], j[:, 0], i[:, 1], j[:, 1]
 
 
 def _without_border(u: Tensor) -> Slopes:
@@ -187,6 +269,11 @@ def _one_plus_det(displacement: Tensor) -> Tensor:
     return 1 + _no_identity(displacement)
 
 
+def _same_channel(displacement: Tensor) -> Tensor:
+    a, _, c, d = _slopes(displacement)
+    return (1 + a) * (1 + d) - c * d
+
+
 def _divergence(displacement: Tensor) -> Tensor:
     a, _, _, d = _slopes(displacement)
     return 1 + a + d
@@ -204,7 +291,7 @@ def _not_halved(displacement: Tensor) -> Tensor:
     return _det(tuple(found))
 
 
-jacobian_determinant = Check(
+jacobian_determinant = _Fields(
     SLUG,
     "jacobian_determinant",
     spatial.jacobian_determinant,
@@ -284,6 +371,54 @@ jacobian_determinant = Check(
             lambda displacement: _det(_differences(displacement, "backward")),
             "these are backward differences, u(i) − u(i−1), with 0 in the first row and column.\n"
             "Inside take (u(i+1) − u(i−1))/2; at the border the difference to the only neighbor.",
+        ),
+        Mistake(
+            lambda displacement: _det(_differences(displacement, "forward again")),
+            "these are forward differences, u(i+1) − u(i), the last one repeated at the end.\n"
+            "Inside take (u(i+1) − u(i−1))/2; at the border the difference to the only neighbor.",
+        ),
+        Mistake(
+            lambda displacement: _det(_differences(displacement, "backward again")),
+            "these are backward differences, u(i) − u(i−1), the first one repeated at the start.\n"
+            "Inside take (u(i+1) − u(i−1))/2; at the border the difference to the only neighbor.",
+        ),
+        Mistake(
+            lambda displacement: _det(_slopes(displacement / 2)),
+            "all slopes are half of what they should be.\n"
+            "torch.gradient has divided by the two voxels already: no further / 2, no spacing=2.",
+        ),
+        Mistake(
+            lambda displacement: _det(_in_units(displacement)),
+            "the distances are in units from −1 to 1, the displacement is in voxels.\n"
+            "Both in voxels: torch.gradient without spacing.",
+        ),
+        Mistake(
+            lambda displacement: -_no_identity(displacement),
+            "the identity is missing, and the two products are in the wrong order.\n"
+            "φ(x) = x + u(x), so the diagonal of J is 1 + ∂u_0/∂i and 1 + ∂u_1/∂j;\n"
+            "det J = J_00·J_11 − J_01·J_10.",
+        ),
+        Mistake(
+            _same_channel,
+            "the second product holds ∂u_1/∂i·∂u_1/∂j, the same component twice.\n"
+            "It is ∂u_0/∂j·∂u_1/∂i: one slope of each component, along the *other* axis.",
+        ),
+        Mistake(
+            lambda displacement: displacement.new_zeros(displacement[:, 0].shape),
+            "this is 0 everywhere.\n"
+            "Without the identity, and with ∂u_0/∂i·∂u_1/∂j in both products, nothing is left.\n"
+            "det J = (1 + ∂u_0/∂i)·(1 + ∂u_1/∂j) − ∂u_0/∂j·∂u_1/∂i.",
+        ),
+        Mistake(
+            lambda displacement: spatial.jacobian_determinant(displacement)[0],
+            "right values for the first item, but the batch axis is gone.\n"
+            "Likely cause: displacement[0], or [0] at the end. The result is (B, H, W).",
+        ),
+        Mistake(
+            lambda displacement: spatial.jacobian_determinant(displacement[:1]),
+            "this is the first item only.\n"
+            "Likely cause: displacement[0]; keep the batch axis: displacement[:, 0] is the first\n"
+            "*component* of every item.",
         ),
         Mistake(
             _not_halved,
@@ -366,6 +501,52 @@ def _one_fold() -> tuple[Tensor, Tensor]:
     return field, mask
 
 
+def _nearly_flat() -> tuple[Tensor, Tensor]:
+    """Columns squeezed to 1/4096 of their width, which is no fold, before a real fold."""
+    phi = torch.tensor([0.0, 1, 2, 3, 4]) / 4096
+    phi = torch.cat([phi, torch.tensor([3.0, 2, 1])])
+    field = torch.zeros(1, 2, 4, 8)
+    field[0, 1] = phi - torch.arange(8.0)
+    mask = torch.ones(1, 1, 4, 8, dtype=torch.bool)
+    mask[..., 3, :3] = False
+    return field, mask
+
+
+class _Fraction(_Fields):
+    """Sees whether the learner's own determinant, which the answer calls, is to blame."""
+
+    scalar = "Return one number for each item of the batch: a tensor (B,), without float()."
+
+    def _judge(self, answer: Function) -> Outcome:
+        outcome = super()._judge(answer)
+        if outcome.name == "wrong" and self._determinant_is_wrong(answer):
+            text = (
+                "it calls your jacobian_determinant, which gives wrong determinants here.\n"
+                "Run the cell below its check (or mend it), then this check again."
+            )
+            return Outcome("wrong", "values", text)
+        return outcome
+
+    def _determinant_is_wrong(self, answer: Function) -> bool:
+        """Whether a jacobian_determinant that the answer calls fails on this check's fields."""
+        name = "jacobian_determinant"
+        theirs = getattr(unwrapped(answer), "__globals__", {}).get(name)
+        if not callable(theirs) or not mentions(answer, name):
+            return False
+        try:
+            for make in self.inputs:
+                field, _ = call(make)
+                expected = spatial.jacobian_determinant(field)
+                got = call(theirs, (field.clone(),))
+                if not isinstance(got, Tensor) or got.shape != expected.shape:
+                    return True
+                if compare(got.detach().to(expected.dtype), expected, 100 * self.atol):
+                    return True
+        except Exception:  # whatever a learner's code may raise
+            return True
+        return False
+
+
 def _folded(displacement: Tensor) -> Tensor:
     return spatial.jacobian_determinant(displacement) <= 0
 
@@ -393,20 +574,76 @@ def _broadcast(displacement: Tensor, mask: Tensor) -> Tensor:
     return (_folded(displacement) & mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
+def _below(limit: float) -> Function:
+    def fraction(displacement: Tensor, mask: Tensor) -> Tensor:
+        small = (spatial.jacobian_determinant(displacement) <= limit) & mask[:, 0]
+        return small.sum((1, 2)) / mask.sum((1, 2, 3))
+
+    return fraction
+
+
+def _unmasked(displacement: Tensor, mask: Tensor) -> Tensor:
+    return _folded(displacement).sum((1, 2)) / mask.sum((1, 2, 3))
+
+
 def _joint(displacement: Tensor, mask: Tensor) -> Tensor:
     return _folded(displacement)[mask[:, 0]].float().mean()
 
 
-folding_fraction = Check(
+folding_fraction = _Fraction(
     SLUG,
     "folding_fraction",
     metrics.folding_fraction,
-    [_one_fold, _folding_batch],
+    [_one_fold, _nearly_flat, _folding_batch],
     mistakes=[
         Mistake(
             _strictly,
             "a determinant of exactly 0 is not counted.\n"
             "There the voxel is flattened to a line: a fold too. Count det J ≤ 0.",
+        ),
+        Mistake(
+            _below(1e-3),
+            "small positive determinants are counted too.\n"
+            "They shrink a voxel without folding it: the limit is 0 itself, det J ≤ 0.",
+        ),
+        Mistake(
+            _unmasked,
+            "the folds of the whole image are divided by the voxels of the mask.\n"
+            "Two likely causes: the mask is missing above the fraction line; or it says\n"
+            "`… <= 0 & mask[:, 0]`, where & comes before <=. Write (… <= 0) & mask[:, 0].",
+        ),
+        Mistake(
+            lambda displacement, mask: (
+                (_folded(displacement) & mask[:, 0]).sum((1, 2)) / mask.sum()
+            ),
+            "each item's folds are divided by the mask's voxels of the whole batch.\n"
+            "Each item has a mask of its own: mask.sum((1, 2, 3)).",
+        ),
+        Mistake(
+            lambda displacement, mask: (
+                (_folded(displacement) & mask[0, 0]).sum((1, 2)) / mask[0, 0].sum()
+            ),
+            "the first item's mask is used for every item.\n"
+            "mask[0, 0] is one mask; mask[:, 0] holds one for each item, (B, H, W).",
+        ),
+        Mistake(
+            lambda displacement, mask: (_folded(displacement) & mask[:, 0]).float().mean(),
+            "this is one number for the whole batch, over all voxels of all images.\n"
+            "Return (B,): for each item the folds in its mask over the voxels of its mask.",
+        ),
+        Mistake(
+            lambda displacement, mask: (
+                (_folded(displacement * mask) & mask[:, 0]).sum((1, 2)) / mask.sum((1, 2, 3))
+            ),
+            "the field is set to 0 outside the mask before its slopes are taken.\n"
+            "That tears it at the mask's edge. Take the determinant of the field as it is; the\n"
+            "mask says which voxels count.",
+        ),
+        Mistake(
+            lambda displacement, mask: (
+                mask.sum((1, 2, 3)) / (_folded(displacement) & mask[:, 0]).sum((1, 2))
+            ),
+            "the fraction is upside down.\nFolds over the mask's voxels.",
         ),
         Mistake(
             lambda displacement, mask: 100 * metrics.folding_fraction(displacement, mask),
@@ -491,9 +728,8 @@ def _volume_field() -> tuple[Tensor]:
     return (_field(145, 2, 3, 5, 6, 7, size=4.0),)
 
 
-def _linear_field() -> tuple[Tensor]:
-    matrix = torch.tensor([[1.2, 0.3, -0.2, 0], [-0.4, 0.9, 0.5, 0], [0.6, -0.1, 1.1, 0]])
-    return (spatial.affine_displacement(matrix[None], (3, 4, 5)),)
+def _little_volume() -> tuple[Tensor]:
+    return (_field(148, 1, 3, 3, 4, 5, size=4.0),)
 
 
 def _expanded(
@@ -509,6 +745,62 @@ def _expanded(
     return first - second + third
 
 
+def _entries(displacement: Tensor) -> list[list[Tensor]]:
+    """J, row by row."""
+    along = torch.gradient(displacement, dim=(2, 3, 4))
+    return [[along[b][:, a] + (a == b) for b in range(3)] for a in range(3)]
+
+
+def _with_a_sign_turned(turned: int) -> Function:
+    """One of the six products of the rule of Sarrus with the other sign."""
+    orders = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (1, 0, 2), (2, 1, 0))
+
+    def determinant(displacement: Tensor) -> Tensor:
+        J = _entries(displacement)
+        result = torch.zeros_like(displacement[:, 0])
+        for n, (a, b, c) in enumerate(orders):
+            sign = 1 if (n < 3) != (n == turned) else -1
+            result = result + sign * J[0][a] * J[1][b] * J[2][c]
+        return result
+
+    return determinant
+
+
+def _ones_in_all_nine(displacement: Tensor) -> Tensor:
+    J = torch.stack(torch.gradient(displacement, dim=(2, 3, 4)), 2) + 1
+    return torch.linalg.det(J.permute(0, 3, 4, 5, 1, 2))
+
+
+def _diagonal_of_three(displacement: Tensor) -> Tensor:
+    J = _entries(displacement)
+    return J[0][0] * J[1][1] * J[2][2]
+
+
+def _upper_left(displacement: Tensor) -> Tensor:
+    J = _entries(displacement)
+    return J[0][0] * J[1][1] - J[0][1] * J[1][0]
+
+
+def _forward_3d(displacement: Tensor, again: bool) -> Tensor:
+    """Forward differences, at the end 0 or the last one again."""
+    slopes = []
+    for dim in (2, 3, 4):
+        rise = displacement.diff(dim=dim)
+        last = rise.narrow(dim, rise.shape[dim] - 1, 1)
+        slopes.append(torch.cat([rise, last if again else 0 * last], dim))
+    J = torch.stack(slopes, 2) + torch.eye(3).view(1, 3, 3, 1, 1, 1)
+    return torch.linalg.det(J.permute(0, 3, 4, 5, 1, 2))
+
+
+def _other_index(displacement: Tensor) -> Tensor:
+    """The third product with x[:, 1] where y[:, 1] belongs."""
+    x, y, z = torch.gradient(displacement, dim=(2, 3, 4))
+    first = (x[:, 0] + 1) * ((y[:, 1] + 1) * (z[:, 2] + 1) - z[:, 1] * y[:, 2])
+    second = x[:, 1] * (y[:, 0] * (z[:, 2] + 1) - z[:, 0] * y[:, 2])
+    third = x[:, 2] * (y[:, 0] * z[:, 1] - (x[:, 1] + 1) * z[:, 0])
+    return first - second + third
+
+
 def _wrong_signs(displacement: Tensor) -> Tensor:
     """All three products added."""
     x, y, z = torch.gradient(displacement, dim=(2, 3, 4))
@@ -518,11 +810,11 @@ def _wrong_signs(displacement: Tensor) -> Tensor:
     return first + second + third
 
 
-determinant_3d = Check(
+determinant_3d = _Fields(
     SLUG,
     "determinant_3d",
     spatial.jacobian_determinant,
-    [_linear_field, _volume_field],
+    [_little_volume, _volume_field],
     mistakes=[
         Mistake(
             lambda displacement: _expanded(displacement, order="jik", bug=True),
@@ -558,6 +850,50 @@ determinant_3d = Check(
             "this is the determinant of ∂u/∂x; the identity is missing.\n"
             "The diagonal is x[:, 0] + 1, y[:, 1] + 1, z[:, 2] + 1.",
         ),
+        *[
+            Mistake(
+                _with_a_sign_turned(n),
+                "one of the six products has the wrong sign.\n"
+                "Written out by rows: + 00·11·22 + 01·12·20 + 02·10·21\n"
+                "− 00·12·21 − 01·10·22 − 02·11·20, where 01 is J_01.",
+            )
+            for n in range(6)
+        ],
+        Mistake(
+            _ones_in_all_nine,
+            "this adds 1 to all nine entries of ∂u/∂x.\n"
+            "The identity has ones on the diagonal only, torch.eye(3).",
+        ),
+        Mistake(
+            _diagonal_of_three,
+            "this is the product of the diagonal alone.\n"
+            "The other five products count where the field shears or turns.",
+        ),
+        Mistake(
+            _upper_left,
+            "this is the determinant in 2D, of the upper left 2 × 2 entries.\n"
+            "The map also moves along k: all nine entries count.",
+        ),
+        Mistake(
+            lambda displacement: spatial.jacobian_determinant(displacement).abs(),
+            "this is the size of the determinant; its sign is gone.\n"
+            "Negative is what a fold looks like: keep it.",
+        ),
+        Mistake(
+            lambda displacement: _forward_3d(displacement, again=False),
+            "these are forward differences, with 0 at the end of each axis.\n"
+            "Take those of torch.gradient: central inside, one-sided at the border.",
+        ),
+        Mistake(
+            lambda displacement: _forward_3d(displacement, again=True),
+            "these are forward differences, the last one repeated at the end of each axis.\n"
+            "Take those of torch.gradient: central inside, one-sided at the border.",
+        ),
+        Mistake(
+            _other_index,
+            "the third product takes x[:, 1] + 1 where y[:, 1] + 1 belongs.\n"
+            "Each product holds one entry of x, one of y and one of z; the bug is in another one.",
+        ),
         Mistake(
             _wrong_signs,
             "the second of the three terms is added.\n"
@@ -583,6 +919,9 @@ determinant_3d = Check(
         "along the axis that channel 0 moves along.",
     ],
 )
+
+
+determinant_3d.space = "(2, 3, 4)"
 
 
 # --- diffusion -----------------------------------------------------------------------------------
@@ -657,11 +996,20 @@ def _square_of_mean(u: Tensor) -> Tensor:
     return (i.mean().square() + j.mean().square()) / 2
 
 
+def _rolled(u: Tensor) -> Tensor:
+    i, j = u.roll(-1, 2) - u, u.roll(-1, 3) - u
+    return (i.square().mean() + j.square().mean()) / 2
+
+
+def _along_the_batch(u: Tensor) -> Tensor:
+    return (u.diff(dim=0).square().mean() + u.diff(dim=1).square().mean()) / 2
+
+
 def _across_channels(u: Tensor) -> Tensor:
     return (u.diff(dim=1).square().mean() + u.diff(dim=2).square().mean()) / 2
 
 
-diffusion = Check(
+diffusion = _Fields(
     SLUG,
     "diffusion",
     losses.diffusion,
@@ -757,6 +1105,21 @@ diffusion = Check(
             "Difference u: doing nothing must cost nothing.",
         ),
         Mistake(
+            _rolled,
+            "the last row and column are compared with the first: roll() wraps around.\n"
+            "Only neighbors count: displacement.diff(dim=…) has one entry less along its axis.",
+        ),
+        Mistake(
+            lambda displacement: losses.diffusion(displacement[:1]),
+            "this is the first item's penalty.\n"
+            "Likely cause: displacement[0]. The mean runs over all items of the batch.",
+        ),
+        Mistake(
+            _along_the_batch,
+            "these are differences between the items of the batch, and between the channels.\n"
+            "The axes of space are dimensions 2 and 3 of the tensor.",
+        ),
+        Mistake(
             _across_channels,
             "these are differences between the channels, and along the rows.\n"
             "The axes of space are dimensions 2 and 3 of the tensor.",
@@ -793,6 +1156,11 @@ def _registered(weight: float) -> dict[str, float]:
     }
 
 
+def _as_shown(value: float) -> float:
+    """With three digits, as the verdict prints it: what reads 0.715 is 0.715."""
+    return float(f"{value:.3g}")
+
+
 def _in_range(setting: object) -> str | None:
     problem = finite_number(setting)
     if problem is None and not 0.01 <= setting <= 100:  # type: ignore[operator]
@@ -804,7 +1172,9 @@ good_weight = Goal(
     SLUG,
     "good_weight",
     lambda weight: _registered(float(weight)),
-    lambda measured: measured[_OVERLAP] >= _DICE and measured[_PERCENT] <= _FOLDS,
+    lambda measured: (
+        _as_shown(measured[_OVERLAP]) >= _DICE and _as_shown(measured[_PERCENT]) <= _FOLDS
+    ),
     f"a mean Dice of {_DICE} or more, and folds in {_FOLDS} % of the brain or less.",
     reference=lambda: 1.7,
     valid=_in_range,
