@@ -344,12 +344,13 @@ def _inside_only(low: int, beyond: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _reshaped_neighbors(image: Tensor, positions: Tensor) -> Tensor:
-    """Each neighbor found as (B, N, C), and its numbers then read as (B, C, N)."""
+    """Each neighbor found as (B, N, C), its numbers read as (B, C, N), then zeros outside."""
     i0, j0, fractions = _split(positions)
 
     def fetch(i: Tensor, j: Tensor) -> Tensor:
-        found = _fetch(image, i, j)
-        return found.movedim(1, 2).reshape(found.shape)
+        found = _fetch(image, i, j, outside=1.0)
+        mixed = found.movedim(1, 2).reshape(found.shape)
+        return _fetch(torch.ones_like(image), i, j) * mixed
 
     return _mix(fetch, i0, j0, fractions)
 
@@ -530,8 +531,8 @@ bilinear = Check(
                 (positions[:, 0].frac(), positions[:, 1].frac()),
             ),
             "wrong where a coordinate is below 0.\n"
-            "Likely cause: frac() or fmod(): of −0.25 they make −0.25, but from row −1 to −0.25 it\n"
-            "is 0.75. Take a = i − i.floor().",
+            "Likely cause: frac() or fmod(): of −0.25 they make −0.25, but −0.25 lies 0.75 beyond\n"
+            "row −1. Take a = i − i.floor().",
         ),
         Mistake(
             _rounded,
@@ -1158,6 +1159,13 @@ warp_labels = Check(
         Mistake(
             _first_numbers,
             "this looks for labels 0, 1, 2, … up to their count only.\n"
+            "Labels are any numbers, such as 2, 3 and 41: labels.unique() finds them.",
+        ),
+        Mistake(
+            lambda labels, displacement: _winner(
+                torch.arange(4), _warped(labels, displacement, torch.arange(4))
+            ),
+            "this looks for labels 0 to 3 only.\n"
             "Labels are any numbers, such as 2, 3 and 41: labels.unique() finds them.",
         ),
         Mistake(
