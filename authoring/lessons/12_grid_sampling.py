@@ -70,7 +70,7 @@ assert 121 * 121 == 14_641 and piece.numel() == 36
 #
 # Deformable registration uses only 2 and 3. Something else proposes the displacement $u$: an optimizer, or a network that sees *both* images. In this course, `identity_grid(shape) + u` is the grid generator, and the inside of `warp` the sampler.
 #
-# The Chinese survey of learned registration that this course grew from calls the first part 本地网络, "local network", and says that it extracts features. *Localization* means: find where. It also says that a grid point's coordinates are a pixel's position in the *output* image. They are positions in the *input*: lesson 11's dot went up although its arrows pointed down.
+# The Chinese survey of learned registration that this course grew from calls the first part 本地网络, "local network", and says that it extracts features. *Localization* means: find where. It also says that a grid point's coordinates are a pixel's position in the *output* image. They are positions in the *input*.
 #
 # ## 2 · Four neighbors, four weights
 #
@@ -124,7 +124,7 @@ explorer
 # %% [markdown]
 # <details><summary>What you should have found</summary>
 #
-# The value is largest at column 2.00, exactly on a column of voxels, and every other row, too, has its largest value in a whole column. The value never jumps. The slope does: from +0.18 on the left of column 2 to −0.05 on its right. Between two columns it does not change at all, so a peak cannot lie there. A linear sampler has its peaks and its valleys on the voxels only, and its slope has a **kink** at each of them.
+# The value is largest at column 2.00, exactly on a column of voxels, and every other row, too, has its largest value in a whole column. The slope jumps there: from +0.18 on the left of column 2 to −0.05 on its right. Between two columns it does not change, so a peak cannot lie there. A linear sampler has its peaks and valleys on the voxels only, with a **kink** at each of them.
 #
 # </details>
 
@@ -167,9 +167,9 @@ show(
 )
 
 # %% [markdown]
-# Each is consistent in itself. This course uses `True`, as most registration code does: whole voxels stay whole numbers. The default of PyTorch is `False`, since version 1.3.
+# Each is consistent in itself. This course uses `True`, as most registration code does: whole voxels stay whole numbers. PyTorch's default is `False`.
 #
-# **Predict**: build the identity grid by one opinion, let it be read by the other, and do that to Colin 20 times. A transformation that does nothing, 20 times. What happens to him?
+# **Predict**: build the identity grid by one opinion, read it by the other, and do that to Colin 20 times. What happens to him?
 
 # %%
 def do_nothing(image, times, align_corners):
@@ -256,7 +256,7 @@ assert not slopes["zeros"][outside].any() and not slopes["border"][outside].any(
 assert slopes["zeros"][cliff].max() < -0.5 and not slopes["border"][cliff].any()
 
 # %% [markdown]
-# Zeros put a **cliff** of one voxel behind the last row: a false edge, as strong as any in the brain. Border has none. And further out the slope is 0 with *both*: nothing pulls a lost position back.
+# Zeros put a **cliff** of one voxel behind the last row: a false edge. Border has none. And further out the slope is 0 with *both*: nothing pulls a lost position back.
 #
 # What does the cliff do to a registration? Below, `fixed` is the same window as `cut`, 6 rows further down the brain. **Predict**: with which padding does a descent on the shift find 6?
 
@@ -304,7 +304,7 @@ assert best == {"zeros": 0, "border": 6} and losses["zeros"][6] > 1.3 * losses["
 #
 # $$\frac{\partial I}{\partial i} = (1-b)\,\bigl(I_{i_0+1, j_0} - I_{i_0, j_0}\bigr) + b\,\bigl(I_{i_0+1, j_0+1} - I_{i_0, j_0+1}\bigr)$$
 #
-# The lower two minus the upper two. Nothing further away takes part: **the sampler sees no further than the next voxel.** That is why lesson 00 began with a blurred image.
+# The lower two minus the upper two. **The sampler sees no further than the next voxel.** That is why lesson 00 began with a blurred image.
 #
 # Check a gradient that you have derived against numbers: move up and down by a small $h$, and divide the difference of the values by $2h$. Each output voxel depends on its own displacement only, so one pair of warps checks all. Float64, because $h$ is small:
 
@@ -324,7 +324,7 @@ for channel, name in enumerate("ij"):
     assert difference < 1e-6
 
 # %% [markdown]
-# The fractions in this field lie between 0.1 and 0.9, away from the kinks. **On** a kink, which slope comes out: the left one, the right one, or their mean? The question is not academic. Every registration starts with $u = 0$, where *every* position is on a kink. **Predict**:
+# The fractions in this field lie between 0.1 and 0.9, away from the kinks. **On** a kink, which slope comes out: the left one, the right one, or their mean? Every registration starts with $u = 0$, where *every* position is on a kink. **Predict**:
 
 # %%
 start = torch.zeros(1, 2, 224, 192, requires_grad=True)
@@ -346,7 +346,7 @@ assert shares["below"] + shares["above"] > 0.99
 # %% [markdown]
 # ## 7 · Labels: three ways, one of them wrong
 #
-# Lesson 10 showed linear interpolation of label *numbers* inventing structures. `nearest` invents nothing, but has stairs and no gradient. The third way is to make an image of each label, 1 where it is and 0 elsewhere: **one-hot**. Warp these linearly, and each voxel gets shares, such as 0.7 of label 2 and 0.3 of background. The largest share wins (`argmax`).
+# Lesson 10 showed linear interpolation of label *numbers* inventing structures. `nearest` invents nothing, but has stairs and no gradient. The third way makes an image of each label, 1 where it is and 0 elsewhere: **one-hot**. Warp these linearly, and each voxel gets shares, such as 0.7 of label 2 and 0.3 of background. The largest share wins (`argmax`).
 #
 # To judge them we need the truth. A flower drawn by a formula can be drawn at $x + u(x)$ directly, without interpolation. Its petals are 2, its heart is 1. **Predict** the order of the three ways, by the share of wrong voxels:
 
@@ -397,7 +397,7 @@ show(
 # %% [markdown]
 # ## 8 · Resample once
 #
-# In lesson 11 four warps by half a voxel cost a visible part of the detail. Now you can say how much, and of what. Halfway between two voxels the sampler returns their mean. Of a wave that repeats every $P$ voxels, these two lie an angle of $\pi/P$ before and behind, and the mean of $\cos(x - \pi/P)$ and $\cos(x + \pi/P)$ is $\cos(\pi/P) \cos x$. So it keeps the share
+# In lesson 11 four warps by half a voxel cost visible detail. How much, and of what? Halfway between two voxels the sampler returns their mean. Of a wave that repeats every $P$ voxels, these two lie an angle of $\pi/P$ before and behind, and the mean of $\cos(x - \pi/P)$ and $\cos(x + \pi/P)$ is $\cos(\pi/P) \cos x$. So it keeps the share
 #
 # $$g(P) = \cos(\pi / P)$$
 #
@@ -435,7 +435,7 @@ assert left_over(2, 1) < 1e-4
 # %% [markdown]
 # ## Common mistakes
 #
-# **Grids in the wrong order, or by the wrong size.** `grid_sample` wants $(x, y)$, the column first, and $x$ belongs to the *width*. On square images the second mistake is invisible. Both, made on purpose in an identity:
+# **Grids in the wrong order, or by the wrong size.** `grid_sample` wants $(x, y)$, the column first, and $x$ belongs to the *width*. On square images the second mistake is invisible. Both, made in an identity:
 
 # %%
 i, j = identity_grid((224, 192))
@@ -454,7 +454,7 @@ assert (results["right"] - colin).abs().max() < 1e-3
 assert all((results[name] - colin).abs().mean() > 0.05 for name in ("(y, x)", "by the other size"))
 
 # %% [markdown]
-# **`align_corners` left to its default.** Before version 1.3 PyTorch did what is now called `True`; old programs run under a newer one with another meaning. Threads: [DeepHistReg PR#12](https://github.com/MWod/DeepHistReg/pull/12), [MONAI#8690](https://github.com/Project-MONAI/MONAI/pull/8690). The picture will not tell you. An optimizer bends the field until the images match *through the wrong sampler*: the picture is right, and the field wrong by up to half a voxel:
+# **`align_corners` left to its default.** Before version 1.3 PyTorch did what is now called `True`; old programs run under a newer one with another meaning. Threads: [DeepHistReg PR#12](https://github.com/MWod/DeepHistReg/pull/12), [MONAI#8690](https://github.com/Project-MONAI/MONAI/pull/8690). An optimizer bends the field until the images match *through the wrong sampler*: the picture is right, the field wrong by up to half a voxel:
 
 # %%
 columns = torch.arange(192.0)
