@@ -29,7 +29,7 @@ def grid_by_loops(positions, shape):
     return torch.stack(rows).view(len(positions), *positions.shape[2:], 2)
 
 
-def bilinear_by_loops(image, positions):
+def bilinear_by_loops(image, positions, weight=lambda d, n: 1 - d if n == 0 else d):
     batch, channels, height, width = image.shape
     result = []
     for b in range(batch):
@@ -38,15 +38,66 @@ def bilinear_by_loops(image, positions):
                 i, j = positions[b, 0, n], positions[b, 1, n]
                 i0, j0 = int(torch.floor(i)), int(torch.floor(j))
                 value = torch.zeros((), dtype=image.dtype)
-                for k in (i0, i0 + 1):
-                    for m in (j0, j0 + 1):
-                        if 0 <= k < height and 0 <= m < width:
-                            value = (
-                                value
-                                + (1 - (i - k).abs()) * (1 - (j - m).abs()) * image[b, c, k, m]
-                            )
+                for di, dj in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                    k, m = i0 + di, j0 + dj
+                    if 0 <= k < height and 0 <= m < width:
+                        share = weight(i - i0, di) * weight(j - j0, dj)
+                        value = value + share * image[b, c, k, m]
                 result.append(value)
     return torch.stack(result).view(batch, channels, -1)
+
+
+def bilinear_with_abs(image, positions):
+    """Right but on the voxels, where torch gives abs the slope 0."""
+    return bilinear_by_loops(image, positions, lambda d, n: 1 - (d - n).abs())
+
+
+def bilinear_without_weight_0(image, positions):
+    """`if weight > 0`, as in the lesson's sample_one: its slope is lost on the voxels."""
+    return bilinear_by_loops(
+        image,
+        positions,
+        lambda d, n: (1 - d if n == 0 else d) if d > 0 or n == 0 else torch.zeros(()),
+    )
+
+
+def bilinear_by_ceil(image, positions):
+    """Right values on the voxels, too: but there the second neighbor is the first one again."""
+    i, j = positions[:, 0], positions[:, 1]
+    a, b = (i - i.floor())[:, None], (j - j.floor())[:, None]
+
+    def at(k, m):
+        return checks._fetch(image, k.long(), m.long())
+
+    upper = (1 - b) * at(i.floor(), j.floor()) + b * at(i.floor(), j.ceil())
+    lower = (1 - b) * at(i.ceil(), j.floor()) + b * at(i.ceil(), j.ceil())
+    return (1 - a) * upper + a * lower
+
+
+def bilinear_from_the_right(image, positions):
+    """The second neighbor by ceil, the first one before it: the slope before each voxel."""
+    i1, j1 = positions[:, 0].ceil(), positions[:, 1].ceil()
+    a, b = (i1 - positions[:, 0])[:, None], (j1 - positions[:, 1])[:, None]
+
+    def at(k, m):
+        return checks._fetch(image, k.long(), m.long())
+
+    lower = (1 - b) * at(i1, j1) + b * at(i1, j1 - 1)
+    upper = (1 - b) * at(i1 - 1, j1) + b * at(i1 - 1, j1 - 1)
+    return (1 - a) * lower + a * upper
+
+
+def bilinear_by_relu(image, positions):
+    rows, columns = (
+        torch.relu(1 - (positions[:, d, :, None] - torch.arange(n)).abs())
+        for d, n in enumerate(image.shape[2:])
+    )
+    return torch.einsum("bchw,bnh,bnw->bcn", image, rows, columns)
+
+
+def bilinear_half_detached(image, positions):
+    """A gradient along j only: wrong between the voxels, too."""
+    return bilinear_by_loops(image, torch.stack([positions[:, 0].detach(), positions[:, 1]], dim=1))
 
 
 def bilinear_by_padding(image, positions):
@@ -60,7 +111,7 @@ def bilinear_by_padding(image, positions):
     result = 0
     for di in (0, 1):
         for dj in (0, 1):
-            weight = (1 - (i - i0 - di).abs()) * (1 - (j - j0 - dj).abs())
+            weight = (i - i0 if di else 1 - i + i0) * (j - j0 if dj else 1 - j + j0)
             found = padded[batch, :, (i0 + di).long(), (j0 + dj).long()]  # (B, N, C)
             result = result + (weight[..., None] * found).movedim(1, 2)
     return result
@@ -166,7 +217,7 @@ RIGHT = {
         bilinear_by_loops,
         bilinear_by_padding,
         bilinear_by_grid_sample,
-        bilinear_by_hats,
+        bilinear_from_the_right,
     ],
     "bilinear_border": [
         border_by_clamped_fractions,
@@ -177,8 +228,22 @@ RIGHT = {
     "edge_slopes": [lambda: [-4.0, 2.0, 0.0, 4.0]],
     "warp_labels": [labels_by_channel_numbers, labels_one_at_a_time, labels_by_numpy],
 }
+LOST_ON_VOXELS = [
+    (bilinear_by_ceil, "its slope is 0"),
+    (bilinear_by_relu, "its slope is 0"),
+    (bilinear_without_weight_0, "minus the voxel's value"),
+    (bilinear_with_abs, "the value of the next voxel"),
+    (bilinear_by_hats, "the *sum*"),
+]
+"""Right but for their slope on the voxels, and what is said about it."""
+
 WRONG = {
-    "bilinear": [(bilinear_with_ceil, "law"), (bilinear_with_stairs, "gradient")],
+    "bilinear": [
+        (bilinear_with_ceil, "law"),
+        *((answer, "law") for answer, _ in LOST_ON_VOXELS),
+        (bilinear_with_stairs, "gradient"),
+        (bilinear_half_detached, "gradient"),
+    ],
     "to_grid": [(lambda p, s: grid_by_permute(p, s).tolist(), "type")],
 }
 
@@ -229,3 +294,44 @@ def test_predictions_are_what_torch_says():
         warp(image, u, padding=padding)[0, 0, 0, 0].backward()
         slopes += u.grad[0, :, 0, 0].tolist()
     assert slopes == pytest.approx(checks.edge_slopes.reference(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("answer", "said"), LOST_ON_VOXELS)
+def test_a_wrong_slope_on_the_voxels_is_named(answer, said):
+    assert said in checks.bilinear.judge(answer).text
+
+
+def test_the_four_slopes_on_the_voxels_are_far_apart():
+    slopes = checks._slopes(checks._bilinear)
+    zero = torch.zeros_like(slopes.found)
+    assert torch.allclose(slopes.found, slopes.after, atol=1e-5)
+    wrong = [zero, -slopes.value, slopes.value + slopes.after, slopes.before + slopes.after]
+    for candidate in (slopes.before, slopes.after, (slopes.before + slopes.after) / 2):
+        for other in wrong:
+            assert ((candidate - other).abs() > 0.1).any(dim=2).all()
+
+
+def test_a_sampler_of_the_next_voxel_has_no_slope_of_a_side():
+    def steep(image, positions):  # right values, right slopes between, none of the known ones on
+        whole = (positions == positions.round()).to(positions)
+        return checks._bilinear(image, positions + 5 * whole * (positions - positions.detach()))
+
+    assert "neither that before" in checks.bilinear.judge(steep).text
+
+
+CHANGED = [
+    # indices clamped at both ends, a = i - i0 taken from the clamped i0
+    ("bilinear_border", checks._clamped(None, 0), "also if all indices"),
+]
+
+
+@pytest.mark.parametrize(("task", "answer", "said"), CHANGED)
+def test_a_message_says_what_happened(task, answer, said):
+    assert said in getattr(checks, task).judge(lambda *given: answer(*given)).text
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.float, torch.Tensor.double])
+def test_labels_as_fractions_are_told_to_be_whole(change):
+    outcome = checks.warp_labels.judge(lambda *given: change(labels_by_channel_numbers(*given)))
+    assert outcome.stage == "dtype" and "whole numbers" in outcome.text
+    assert "arange" not in outcome.text

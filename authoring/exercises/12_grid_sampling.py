@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 12 · Grid sampling
 #
-# You write the sampler that every registration program stands on, repair one that invents values, and warp labels without inventing any. **Time**: about 55 minutes · **Points**: 14.
+# You write the sampler that every registration program stands on, repair one that invents values, and warp labels without inventing any. **Time**: about 65 minutes · **Points**: 14.
 #
 # Before this: lesson 12. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
@@ -23,7 +23,7 @@ colin = pair.moving                                                     # (1, 1,
 # %% [markdown]
 # ## Task 1 · Where does it look? (predict)
 #
-# ●●○ · 6 minutes · 1 point
+# ●●○ · 7 minutes · 1 point
 #
 # Two half-voxel questions, to be worked out with pencil and paper.
 #
@@ -50,7 +50,7 @@ check.looks_at(looks_at)
 # %% [markdown]
 # ## Task 2 · From voxels to the coordinates of grid_sample
 #
-# ●●○ · 8 minutes · 2 points
+# ●●○ · 6 minutes · 2 points
 #
 # `positions` are places in an image of the given `shape`. There may be more or fewer places than voxels: `h` and `w` are their own numbers.
 
@@ -97,9 +97,11 @@ assert torch.allclose(turned, warp(colin, turn), atol=1e-3)
 #
 # ## Task 3 · Bilinear sampling
 #
-# ●●● · 18 minutes · 4 points
+# ●●● · 25 minutes · 4 points
 #
 # This is the sampler of the lesson for one place. Write it for a batch of images with channels, and for places outside: **each neighbor that lies outside the image counts as 0**. Loops are allowed; four indexings of all places at once are shorter and faster. A gradient has to reach image and positions, so compute with torch.
+#
+# Every registration starts with all places *on* voxels. There the slope has to be the one before the voxel, the one behind it, or one between the two: so the line `if weight > 0` has to go. A neighbor of weight 0 adds nothing to the value, but its share to the slope; leave out only what is outside the image.
 
 # %%
 def sample_one(image, i, j):
@@ -162,9 +164,9 @@ assert difference < 1e-3 and mine.numel() == 43_008
 #
 # ## Task 4 · A sampler that invents values (find the bug)
 #
-# ●●○ · 8 minutes · 2 points
+# ●●○ · 7 minutes · 2 points
 #
-# This one was meant to have *border* padding: outside the image, the value of the nearest voxel of the edge. Inside it is right. The picture reads 40 rows and 40 columns beyond the edges of a piece of the brain, whose values lie between 0 and 1. Find out what it does at row −1.5, then write it right.
+# This one was meant to have *border* padding: outside the image, the value of the nearest voxel of the edge. Inside it is right. The picture reads 40 rows and 40 columns beyond the edges of a piece of the brain, whose values lie between 0 and 1; whatever is above 1 is drawn white, whatever is below 0 black. Find out what it does at row −1.5, then write it right.
 
 # %%
 def border_with_a_bug(image, positions):
@@ -228,11 +230,11 @@ show(
 assert repaired.min() >= 0 and repaired.max() <= 1
 
 # %% [markdown]
-# Weights between 0 and 1 cannot make a value that is larger than all voxels. If a sampled image has values outside the range of the original, look for weights like 2.5 and −1.5.
+# Weights between 0 and 1 cannot make a value that is larger than all voxels. If a sampled image has values outside the range of the original, look for weights below 0 or above 1.
 #
 # ## Task 5 · The slope at the edge (predict)
 #
-# ●●○ · 6 minutes · 2 points
+# ●●○ · 8 minutes · 2 points
 #
 # The image has three rows:
 #
@@ -264,7 +266,7 @@ def edge_slopes():
 check.edge_slopes(edge_slopes)
 
 # %% [markdown]
-# A slope of −4 where the image itself has nothing of the kind: to an optimizer the edge with zeros is the strongest feature around. With border padding the place can slide along the edge and feels nothing across it; neither padding calls it back.
+# An optimizer follows such slopes, whether they come from the anatomy or from the padding. How steep the edge with zeros is depends on how bright the image is there, not on what matches. More than a voxel outside, neither padding has a slope that leads back.
 #
 # ## Task 6 · Labels, without inventing any
 #
@@ -308,12 +310,13 @@ ways = {
     "nearest": warp(tissues, turn, mode="nearest"),
     "one-hot": warp_labels(tissues, turn),
 }
-figure = images({name: x[..., 60:120, 60:110] for name, x in ways.items()}, limits=(0, 3))
-figure.axes[-1].set_ylabel("tissue")
+shown = ways | {"linear is not one-hot": 3 * (ways["linear on numbers"] != ways["one-hot"])}
+figure = images({name: x[..., 10:70, 130:190] for name, x in shown.items()}, limits=(0, 3))
+figure.axes[-1].set_ylabel("tissue; in the last picture, 3 is yes")
 show(
     figure,
-    alt="Tissues of a brain, turned and enlarged; nearest shows square stairs at every edge, "
-    "one-hot smoother edges.",
+    alt="Dark fluid between gray and white matter, enlarged; nearest shows square stairs at the "
+    "edges, one-hot smoother ones. In the last picture, dots along an edge of the fluid.",
 )
 for name in ("linear on numbers", "nearest"):
     differs = (ways[name] != ways["one-hot"]).float().mean()
@@ -323,7 +326,7 @@ linear, winner = ways["linear on numbers"], ways["one-hot"]
 assert ((linear == 2)[linear != winner]).float().mean() > 0.55
 
 # %% [markdown]
-# Linear interpolation of the numbers looks innocent here, because in most places the tissues lie in the order of their numbers, from fluid over gray to white. Where it differs from one-hot, most voxels are gray matter (2) that nobody drew: a film between white matter (3) and fluid (1). With structures numbered at random it would be wrong along most borders.
+# Linear interpolation of the numbers looks innocent here, because in most places the tissues lie in the order of their numbers, from fluid over gray to white. Where it differs from one-hot, it mostly says gray matter (2), where one-hot says white (3) or fluid (1): mixed, these two give the number of the third. With structures numbered at random it would be wrong along most borders.
 #
 # ## Where you stand
 

@@ -174,6 +174,14 @@ def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> 
     if tensor and got.device != expected.device:
         return Problem("type", f"its result is on {got.device}; expected {expected.device}.")
     if got.dtype != expected.dtype:
+        if "float" in dtype_name(got) and "int" in dtype_name(expected):
+            return Problem(
+                "dtype",
+                f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}: whole numbers.\n"
+                "Likely cause: .float() on the way. Lead back at the end, by .long() of a tensor\n"
+                "or .astype(int) of an array, if the numbers are whole; if not, it is not these\n"
+                "numbers that are asked for.",
+            )
         return Problem(
             "dtype",
             f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"

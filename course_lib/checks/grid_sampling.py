@@ -1,6 +1,7 @@
 """Checks of exercise 12: coordinates of grid_sample, bilinear sampling, borders, labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,31 @@ looks_at = Check(
             lambda: (1.5, 41.5),
             "the second number is right. The first shifts by half a voxel, as at column 0; but\n"
             "the two scales differ by a factor, too. Solve (2 p + 1)/9 − 1 = −0.5.",
+        ),
+        Mistake(
+            lambda: (2.25, 41.5),
+            "the second number is right. The first moves to the wrong side: left of the middle,\n"
+            "column 4, the mixed grid looks further *left*. Solve (2 p + 1)/9 − 1 = −0.5.",
+        ),
+        Mistake(
+            lambda: (1.75, 42),
+            "the first number is right. Twice pooled, column 10 stands for columns 40, 41, 42 and\n"
+            "43: where is the middle of *their* centers?",
+        ),
+        Mistake(
+            lambda: (1.75, 20.5),
+            "the first number is right. The second is the column in the image that was pooled\n"
+            "once: go back through the first pooling, too.",
+        ),
+        Mistake(
+            lambda: (1.75, 38.5),
+            "the first number is right. The second moves to the wrong side: the columns that are\n"
+            "averaged into column 0 are 0, 1, 2 and 3.",
+        ),
+        Mistake(
+            lambda: (1.75, 47.5),
+            "the first number is right. 7.5 is the shift of *four* poolings, as in the lesson;\n"
+            "here there are two.",
         ),
         Mistake(
             lambda: (1.75, 40.5),
@@ -169,6 +195,17 @@ to_grid = Check(
             "business (its padding). Leave out the clamp.",
         ),
         Mistake(
+            lambda positions, shape: _to_grid(positions, shape)[:, None],
+            "there is an axis of size 1 too many, at axis 1.\n"
+            "Likely cause: positions[:, 1:], a slice, which keeps its axis; positions[:, 1] does\n"
+            "not. (torch.stack makes a new axis of its own.)",
+        ),
+        Mistake(
+            lambda positions, shape: (_to_grid(positions, shape) - 1) / 2,
+            "these coordinates run from −1 to 0: the factor 2 is missing.\n"
+            "From −1 to 1 it is 2 all the way: 2 * j / (W − 1) − 1.",
+        ),
+        Mistake(
             lambda positions, shape: _to_grid(positions, shape) - 1,
             "these coordinates run from −2 to 0.\n"
             "Likely cause: 2 * (j / (W − 1) − 1); the factor belongs to the fraction alone:\n"
@@ -254,6 +291,75 @@ def _truncated(image: Tensor, positions: Tensor) -> Tensor:
     return _mix(lambda i, j: _fetch(image, i, j), i0, j0, (rest[:, 0], rest[:, 1]))
 
 
+def _truncated_guarded(image: Tensor, positions: Tensor) -> Tensor:
+    """As _truncated, with the line ``if weight > 0`` of the lesson's sample_one."""
+    whole = positions.long()
+    i0, j0 = whole[:, 0], whole[:, 1]
+    a, b = (positions - whole).unbind(1)
+    total = torch.zeros(())
+    for di, row_weight in ((0, 1 - a), (1, a)):
+        for dj, column_weight in ((0, 1 - b), (1, b)):
+            weight = (row_weight * column_weight).clamp(min=0)
+            total = total + weight[:, None] * _fetch(image, i0 + di, j0 + dj)
+    return total
+
+
+def _rounded(image: Tensor, positions: Tensor) -> Tensor:
+    """round() where floor() belongs: the fraction may be below 0."""
+    nearest = positions.round()
+    i0, j0 = nearest.long().unbind(1)
+    a, b = (positions - nearest).unbind(1)
+    return _mix(lambda i, j: _fetch(image, i, j), i0, j0, (a, b))
+
+
+def _without(di: int, dj: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Bilinear sampling from three neighbors."""
+
+    def wrong(image: Tensor, positions: Tensor) -> Tensor:
+        i0, j0, fractions = _split(positions)
+
+        def fetch(i: Tensor, j: Tensor) -> Tensor:
+            left_out = (i == i0 + di) & (j == j0 + dj)
+            return _fetch(image, i, j) * ~left_out[:, None]
+
+        return _mix(fetch, i0, j0, fractions)
+
+    return wrong
+
+
+def _inside_only(low: int, beyond: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Bilinear sampling in which only rows and columns from low to n − 1 + beyond are inside."""
+
+    def wrong(image: Tensor, positions: Tensor) -> Tensor:
+        height, width = image.shape[2:]
+        i0, j0, fractions = _split(positions)
+
+        def fetch(i: Tensor, j: Tensor) -> Tensor:
+            inside = (i >= low) & (i < height + beyond) & (j >= low) & (j < width + beyond)
+            return _fetch(image, i, j, outside=1.0) * inside[:, None]
+
+        return _mix(fetch, i0, j0, fractions)
+
+    return wrong
+
+
+def _reshaped_neighbors(image: Tensor, positions: Tensor) -> Tensor:
+    """Each neighbor found as (B, N, C), its numbers read as (B, C, N), then zeros outside."""
+    i0, j0, fractions = _split(positions)
+
+    def fetch(i: Tensor, j: Tensor) -> Tensor:
+        found = _fetch(image, i, j, outside=1.0)
+        mixed = found.movedim(1, 2).reshape(found.shape)
+        return _fetch(torch.ones_like(image), i, j) * mixed
+
+    return _mix(fetch, i0, j0, fractions)
+
+
+def _reshaped(image: Tensor, positions: Tensor) -> Tensor:
+    right = _bilinear(image, positions)
+    return right.movedim(1, 2).reshape(right.shape)
+
+
 def _other_fractions(
     change: Callable[[Tensor, Tensor], Fractions],
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -331,6 +437,68 @@ def _nearest(image: Tensor, positions: Tensor) -> Tensor:
     return _fetch(image, i, j)
 
 
+class _Slopes(NamedTuple):
+    """On inner voxels, along i and along j: what an answer's gradient is, and might be."""
+
+    found: Tensor
+    before: Tensor
+    after: Tensor
+    value: Tensor
+
+
+def _slopes(answer: Callable[[Tensor, Tensor], Tensor]) -> _Slopes | None:
+    """Slopes on the voxels; None where the gradient is missing, or wrong between the voxels too.
+
+    Then the gradient's own stage has more to say.
+    """
+    image = _many_places()[0][:, :1]  # (2, 1, 5, 8)
+    inner = spatial.identity_grid((5, 8))[:, 1:-1, 1:-1].flatten(1).repeat(2, 1, 1)  # (2, 2, 18)
+    between = inner + 0.3
+    try:
+        found, off, right = (
+            torch.autograd.grad(function(image, leaf).sum(), leaf)[0]
+            for function, leaf in (
+                (answer, inner.requires_grad_()),
+                (answer, between.detach().requires_grad_()),
+                (_bilinear, between.detach().requires_grad_()),
+            )
+        )
+    except Exception:
+        return None
+    if not torch.allclose(off, right, atol=1e-3):
+        return None
+    value = image[:, 0, 1:-1, 1:-1]
+    up, down = image[:, 0, :-2, 1:-1], image[:, 0, 2:, 1:-1]
+    left, beside = image[:, 0, 1:-1, :-2], image[:, 0, 1:-1, 2:]
+    before = torch.stack([value - up, value - left], 1).flatten(2)
+    after = torch.stack([down - value, beside - value], 1).flatten(2)
+    return _Slopes(found, before, after, torch.stack([value, value], 1).flatten(2))
+
+
+def _slope_is_not(
+    wrong: Callable[[_Slopes], Tensor],
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], bool]:
+    """A law: on the voxels, along neither axis, the slope is this."""
+
+    def holds(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        slopes = _slopes(answer)
+        if slopes is None:
+            return True
+        same = (slopes.found - wrong(slopes)).abs() < 1e-3
+        return not same.all(dim=2).any()
+
+    return holds
+
+
+def _slope_of_a_side(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """On a voxel: the slope before it, the one after it, or anything between the two."""
+    slopes = _slopes(answer)
+    if slopes is None:
+        return True
+    low, high = torch.minimum(*slopes[1:3]), torch.maximum(*slopes[1:3])
+    return bool(((slopes.found > low - 1e-3) & (slopes.found < high + 1e-3)).all())
+
+
 def _on_voxels(answer: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """A voxel's own value exactly on it, also in the last row and column."""
     image = _many_places()[0]
@@ -349,6 +517,69 @@ bilinear = Check(
             "wrong where a coordinate is between −1 and 0, or below.\n"
             "Likely cause: int() or .long() alone, which round toward 0: −0.4 becomes 0, but the\n"
             "voxel before it is −1. Take floor() first.",
+        ),
+        Mistake(
+            _truncated_guarded,
+            "wrong where a coordinate is between −1 and 0, or below.\n"
+            "Likely cause: int(), which rounds toward 0: −0.4 becomes 0, but the voxel before it\n"
+            "is −1. (And `if weight > 0` then drops a weight below 0.) Take floor() first.",
+        ),
+        Mistake(
+            lambda image, positions: _mix(
+                lambda i, j: _fetch(image, i, j),
+                *_split(positions)[:2],
+                (positions[:, 0].frac(), positions[:, 1].frac()),
+            ),
+            "wrong where a coordinate is below 0.\n"
+            "Likely cause: frac() or fmod(): of −0.25 they make −0.25, but −0.25 lies 0.75 beyond\n"
+            "row −1. Take a = i − i.floor().",
+        ),
+        Mistake(
+            _rounded,
+            "the first neighbor is the *nearest* row and column.\n"
+            "i0 is i rounded down, floor(), so that a = i − i0 lies between 0 and 1.",
+        ),
+        *(
+            Mistake(
+                _without(di, dj),
+                f"the neighbor ({'i0 + 1' if di else 'i0'}, {'j0 + 1' if dj else 'j0'}) does not "
+                "count.\n"
+                f"Its weight is {'a' if di else '(1 − a)'} {'b' if dj else '(1 − b)'}; the four "
+                "weights add up to 1.",
+            )
+            for di in (0, 1)
+            for dj in (0, 1)
+        ),
+        Mistake(
+            _inside_only(0, -1),
+            "the last row and the last column count as outside.\n"
+            "They are height − 1 and width − 1: i < height, not i < height − 1.",
+        ),
+        Mistake(
+            _inside_only(1, 0),
+            "row 0 and column 0 count as outside.\nThe first is 0: i >= 0, not i > 0.",
+        ),
+        Mistake(
+            _inside_only(-(10**6), 0),
+            "zeros below and on the right, but above and on the left the border value goes on.\n"
+            "A neighbor in row −1 is outside, too: 0 <= i as well as i < height.",
+        ),
+        Mistake(
+            _reshaped_neighbors,
+            "channels and places are mixed up.\n"
+            "Likely cause: reshape or view of (B, N, C), which keep the order of the numbers.\n"
+            "Move the axis: movedim(-1, 1).",
+        ),
+        Mistake(
+            _reshaped,
+            "right for one channel; with more, channels and places are mixed up.\n"
+            "Likely cause: reshape or view of (B, N, C), which keep the order of the numbers.\n"
+            "Move the axis: movedim(-1, 1).",
+        ),
+        Mistake(
+            lambda image, positions: _bilinear(image, positions)[:, :, None],
+            "there is an axis of size 1 too many, before the last.\n"
+            "The result is (B, C, N): leave out the None or unsqueeze that made it.",
         ),
         Mistake(
             _other_fractions(lambda a, b: (1 - a, 1 - b)),
@@ -441,14 +672,48 @@ bilinear = Check(
             "right between the voxels, wrong exactly on them (or in the last row or column).\n"
             "With i = 2, floor and ceil are both 2, and weights made from both are all 0.\n"
             "Take the second neighbor at i0 + 1, with weight i − i0, which is 0 there.",
-        )
+        ),
+        Law(
+            _slope_is_not(lambda slopes: torch.zeros_like(slopes.found)),
+            "right between the voxels, but on a voxel its slope is 0: at u = 0, where every\n"
+            "registration starts, nothing would ever move.\n"
+            "Likely cause: ceil() for the second neighbor (on a voxel it is the first one again),\n"
+            "or relu(). Take i0 + 1, also where its weight i − i0 is 0.",
+        ),
+        Law(
+            _slope_is_not(lambda slopes: -slopes.value),
+            "right between the voxels, but on a voxel its slope is minus the voxel's value.\n"
+            "Likely cause: a neighbor of weight 0 is skipped, as by `if weight > 0`. It adds 0 to\n"
+            "the value, but its share of the slope is lost. Skip those outside the image only.",
+        ),
+        Law(
+            _slope_is_not(lambda slopes: slopes.value + slopes.after),
+            "right between the voxels, but on a voxel its slope is the value of the next voxel.\n"
+            "Likely cause: a weight such as 1 − abs(i − i0): on the voxel, torch gives abs the\n"
+            "slope 0. Write 1 − (i − i0) for i0, and i − i0 for i0 + 1.",
+        ),
+        Law(
+            _slope_is_not(lambda slopes: slopes.before + slopes.after),
+            "right between the voxels, but on a voxel its slope is the *sum* of those before and\n"
+            "behind it: twice as steep as the image.\n"
+            "Likely cause: weights clamp(1 − abs(i − k), min=0) for all voxels k: on a voxel, the\n"
+            "one before and the one behind take part. Mix i0 and i0 + 1 only.",
+        ),
+        Law(
+            _slope_of_a_side,
+            "right between the voxels, but on a voxel its slope is neither that before it, nor\n"
+            "that behind it, nor between the two.\n"
+            "Likely cause: abs(), ceil() or a condition in a weight. 1 − a and a, with\n"
+            "a = i − i.floor(), have the right slope everywhere.",
+        ),
     ],
     gradient=True,
     hints=[
         "i0 = positions[:, 0].floor(), a = positions[:, 0] − i0: floats, so that a keeps its "
         "gradient. For indexing, i0.long().",
         "Write a helper that gives the voxels at rows i and columns j, and 0 where they are "
-        "outside: clamp the indices, fetch image[b][:, i, j], and multiply by a mask.",
+        "outside: clamp the indices, fetch image[b][:, i, j], and multiply by a mask. "
+        "(image.shape is B, C, height, width, in this order.)",
         "Call it for (i0, j0), (i0, j0+1), (i0+1, j0), (i0+1, j0+1), each with its own weight: "
         "(1 − a)(1 − b), (1 − a) b, a (1 − b), a b.",
     ],
@@ -495,6 +760,20 @@ def _fraction_of_outside(image: Tensor, positions: Tensor) -> Tensor:
     return _mix(lambda i, j: _fetch(image, i, j), top, left, fractions)
 
 
+def _ends(positions: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Positions from 0 to n − 1, with these sizes for rows and columns."""
+    return torch.stack([positions[:, d].clamp(0, n - 1) for d, n in enumerate(sizes)], dim=1)
+
+
+def _absolute_fractions(image: Tensor, positions: Tensor) -> Tensor:
+    """The bug of task 4, with abs() of the fractions."""
+    height, width = image.shape[2:]
+    i0, j0, (a, b) = _split(positions)
+    top, left = i0.clamp(0, height - 2), j0.clamp(0, width - 2)
+    fractions = ((a + (i0 - top)).abs(), (b + (j0 - left)).abs())
+    return _mix(lambda i, j: _fetch(image, i, j), top, left, fractions)
+
+
 def _other_size(image: Tensor, positions: Tensor) -> Tensor:
     """Rows clamped by the width, columns by the height."""
     height, width = image.shape[2:]
@@ -535,13 +814,15 @@ bilinear_border = Check(
         ),
         Mistake(
             _clamped(0.0, 10**6),
-            "right above and on the left, wrong below and on the right.\n"
-            "Clamp at both ends: from 0 to height − 1, and from 0 to width − 1.",
+            "right above and on the left; below and on the right, weights are above 1.\n"
+            "i − i0 must not pass 1 there. Clamp at both ends, and before i0 is taken: positions\n"
+            "from 0 to height − 1, and from 0 to width − 1.",
         ),
         Mistake(
             _clamped(None, 0),
-            "right below and on the right, wrong above and on the left.\n"
-            "Clamp at both ends: from 0 to height − 1, and from 0 to width − 1.",
+            "right below and on the right; above and on the left, weights are below 0.\n"
+            "If i0 is clamped and i is not, a = i − i0 is −1.5 at row −1.5, also if all indices\n"
+            "are clamped at both ends. Clamp the positions themselves, or a.",
         ),
         Mistake(
             _clamped(0.0, 1),
@@ -557,6 +838,46 @@ bilinear_border = Check(
             _other_size,
             "rows are clamped by the width, or columns by the height.\n"
             "positions[:, 0] are rows: they end at height − 1.",
+        ),
+        Mistake(
+            lambda image, positions: _bilinear(image, _ends(positions, image.shape[:1:-1])),
+            "rows are clamped by the width, and columns by the height.\n"
+            "positions[:, 0] are rows: they end at height − 1.",
+        ),
+        Mistake(
+            lambda image, positions: _bilinear(
+                image, _ends(positions, [n + 1 for n in image.shape[2:]])
+            ),
+            "below and on the right this goes one voxel too far, and finds 0.\n"
+            "The last row is height − 1, the last column width − 1: clamp(0, height − 1).",
+        ),
+        Mistake(
+            lambda image, positions: _extrapolated(
+                image,
+                torch.stack([positions[:, 0].clamp(0, image.shape[2] - 1), positions[:, 1]], 1),
+            ),
+            "right for rows, but columns still have the bug.\nb needs what you did for a.",
+        ),
+        Mistake(
+            lambda image, positions: _extrapolated(
+                image,
+                torch.stack([positions[:, 0], positions[:, 1].clamp(0, image.shape[3] - 1)], 1),
+            ),
+            "right for columns, but rows still have the bug.\na needs what you did for b.",
+        ),
+        Mistake(
+            lambda image, positions: _extrapolated(image, positions).clamp(0, 1),
+            "the result is clamped from 0 to 1: that hides the bug, and would cut any image with\n"
+            "other values. Clamp what the weights are made from.",
+        ),
+        Mistake(
+            _absolute_fractions,
+            "a and b have lost their sign: at row −1.5 the weights are now −0.5 and 1.5.\n"
+            "Between 0 and 1 means clamp, not abs.",
+        ),
+        Mistake(
+            lambda image, positions: _border(image[:1].expand_as(image), positions),
+            "every item of the batch reads the first image.\nItem b is read from image[b].",
         ),
         Mistake(
             lambda image, positions: _border(image, positions.clamp(0, min(image.shape[2:]) - 1)),
@@ -602,6 +923,16 @@ edge_slopes = Check(
             lambda: (0, 0, 0, 4),
             "the border's two numbers are right. Half a voxel outside, zeros are not yet black:\n"
             "the value is half of the edge's, and falls to 0 over the rest of the voxel.",
+        ),
+        Mistake(
+            lambda: (-3.5, 4, 0, 4),
+            "the border's two numbers are right. The first two go on along the last two rows; but\n"
+            "row 2.5 lies between row 2 and row 3, and row 3 counts as 0.",
+        ),
+        Mistake(
+            lambda: (-5, 2, 0, 4),
+            "three are right. The first is the slope under column 1; at column 0.75 the value of\n"
+            "the last row is mixed from columns 0 and 1.",
         ),
         Mistake(
             lambda: (-4, 4, 0, 4),
@@ -692,6 +1023,64 @@ def _without_background_and_channels(labels: Tensor, displacement: Tensor) -> Te
     return values[shares.argmax(1, keepdim=True)]
 
 
+def _warped(labels: Tensor, displacement: Tensor, values: Tensor) -> Tensor:
+    """The shares of these labels, a channel each."""
+    one_hot = torch.cat([(labels == value).to(displacement.dtype) for value in values], dim=1)
+    return spatial.warp(one_hot, displacement)
+
+
+def _winner(values: Tensor, shares: Tensor) -> Tensor:
+    return values[shares.argmax(1, keepdim=True)]
+
+
+def _no_background(labels: Tensor, displacement: Tensor) -> Tensor:
+    """The largest share among the other labels, and 0 where there is none."""
+    values = labels.unique()[1:]
+    shares = _warped(labels, displacement, values)
+    return _winner(values, shares) * (shares.amax(1, keepdim=True) > 0)
+
+
+def _rest_is_background(labels: Tensor, displacement: Tensor) -> Tensor:
+    values = labels.unique()
+    others = _warped(labels, displacement, values[1:])
+    return _winner(values, torch.cat([1 - others.sum(1, keepdim=True), others], dim=1))
+
+
+def _last_of_equals(labels: Tensor, displacement: Tensor) -> Tensor:
+    values = labels.unique().flip(0)
+    return _winner(values, _warped(labels, displacement, values))
+
+
+def _beats_the_one_before(labels: Tensor, displacement: Tensor) -> Tensor:
+    """A loop that keeps the share of the label before, and not the largest."""
+    values = labels.unique()
+    shares = _warped(labels, displacement, values)
+    result, best = torch.zeros_like(labels), torch.zeros_like(shares[:, :1])
+    for value, share in zip(values, shares.split(1, dim=1), strict=True):
+        result = torch.where(share > best, value, result)
+        best = share
+    return result
+
+
+def _starts_from_labels(labels: Tensor, displacement: Tensor) -> Tensor:
+    values = labels.unique()
+    shares = _warped(labels, displacement, values)
+    return torch.where(shares.sum(1, keepdim=True) > 0, _winner(values, shares), labels)
+
+
+def _first_numbers(labels: Tensor, displacement: Tensor) -> Tensor:
+    """As many labels as there are, counted from 0."""
+    values = torch.arange(len(labels.unique()))
+    return _winner(values, _warped(labels, displacement, values))
+
+
+def _by_number(labels: Tensor, displacement: Tensor) -> Tensor:
+    """Images that hold the label's number where they should hold 1."""
+    values = labels.unique()
+    shares = _warped(labels, displacement, values)
+    return _winner(values, shares * values.view(1, -1, 1, 1))
+
+
 warp_labels = Check(
     SLUG,
     "warp_labels",
@@ -741,6 +1130,68 @@ warp_labels = Check(
             "Make an image for label 0, too.",
         ),
         Mistake(
+            _no_background,
+            "the background has no image of its own, so that it never wins inside the image.\n"
+            "Likely cause: labels.unique()[1:]. Label 0 competes like the others.",
+        ),
+        Mistake(
+            _rest_is_background,
+            "near the edge of the image the background gets too much.\n"
+            "Likely cause: 1 minus the sum of the others. That counts what lies *outside* as\n"
+            "background; with zeros outside, each label's own image decides, 0's too.",
+        ),
+        Mistake(
+            _last_of_equals,
+            "outside the image, where all shares are 0, this gives the largest label.\n"
+            "Likely cause: >= lets the last of equals win, or the labels run backwards. Use >,\n"
+            "and begin with 0.",
+        ),
+        Mistake(
+            _beats_the_one_before,
+            "each label is compared with the one before it, not with the best so far.\n"
+            "Keep the larger of the two: best = torch.maximum(best, share).",
+        ),
+        Mistake(
+            _starts_from_labels,
+            "outside the image this leaves the label that stood there before the warp.\n"
+            "Where all shares are 0 the result is 0: begin with zeros_like(labels).",
+        ),
+        Mistake(
+            _first_numbers,
+            "this looks for labels 0, 1, 2, … up to their count only.\n"
+            "Labels are any numbers, such as 2, 3 and 41: labels.unique() finds them.",
+        ),
+        Mistake(
+            lambda labels, displacement: _winner(
+                torch.arange(4), _warped(labels, displacement, torch.arange(4))
+            ),
+            "this looks for labels 0 to 3 only.\n"
+            "Labels are any numbers, such as 2, 3 and 41: labels.unique() finds them.",
+        ),
+        Mistake(
+            _by_number,
+            "large label numbers win too often.\n"
+            "A label's image is 1 where it is, not the label's number.",
+        ),
+        Mistake(
+            lambda labels, displacement: _shares(labels, displacement).amax(1, keepdim=True),
+            "these are the largest shares, not the labels that have them.\n"
+            "argmax(1, keepdim=True), or the indices of max(…), say which channel it was.",
+        ),
+        Mistake(
+            lambda labels, displacement: evaluation.warp_labels(labels, displacement)[:, None],
+            "there is an axis of size 1 too many.\n"
+            "Likely cause: torch.stack makes a new axis, torch.cat does not: the images are\n"
+            "(B, 1, H, W), and cat along axis 1 makes (B, L, H, W) of them.",
+        ),
+        Mistake(
+            lambda labels, displacement: evaluation.warp_labels(
+                labels, displacement[:1].expand_as(displacement)
+            ),
+            "every item of the batch is warped by the first displacement.\n"
+            "Likely cause: displacement[0] or displacement[:1].",
+        ),
+        Mistake(
             lambda labels, displacement: evaluation.warp_labels(labels, -displacement),
             "the displacement has the wrong sign.\nwarped(x) = labels(x + u(x)).",
         ),
@@ -762,9 +1213,9 @@ warp_labels = Check(
     hints=[
         "values = labels.unique() are the labels that occur. For each, (labels == value).float() "
         "is an image of 0 and 1.",
-        "torch.cat of these images along axis 1 is one image with a channel for each label; warp "
-        "takes them all at once.",
-        "argmax(1, keepdim=True) finds the channel with the largest share; values[…] turns channel "
-        "numbers into labels.",
+        "torch.cat of these images along axis 1 (axis 0 is the batch) is one image with a channel "
+        "for each label; warp takes them all at once.",
+        "argmax(1, keepdim=True) finds the channel with the largest share (without the 1 it counts "
+        "through all numbers); values[…] turns channel numbers into labels.",
     ],
 )
