@@ -174,14 +174,6 @@ def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> 
     if tensor and got.device != expected.device:
         return Problem("type", f"its result is on {got.device}; expected {expected.device}.")
     if got.dtype != expected.dtype:
-        if "float" in dtype_name(got) and "int" in dtype_name(expected):
-            return Problem(
-                "dtype",
-                f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}: whole numbers.\n"
-                "Likely cause: .float() on the way. Lead back at the end, by .long() of a tensor\n"
-                "or .astype(int) of an array, if the numbers are whole; if not, it is not these\n"
-                "numbers that are asked for.",
-            )
         return Problem(
             "dtype",
             f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"
@@ -198,7 +190,10 @@ def _dtype_clue(got: str, expected: str) -> str:
     """Where a dtype that was not asked for usually comes from."""
     if "float" not in expected:
         if "float" in got:
-            return "Whole numbers are asked for. Is it the right thing that is returned?"
+            return (
+                "Whole numbers are asked for. If these are whole: .long() of a tensor at the end,\n"
+                ".astype(int) of an array. If not, it is not these numbers that are asked for."
+            )
         return f"Convert it at the end, to {expected}."
     if got == "float64":
         return "NumPy counts in float64, and .double() makes it: convert back at the end, .float()."
