@@ -333,5 +333,5 @@ def test_a_message_says_what_happened(task, answer, said):
 @pytest.mark.parametrize("change", [torch.Tensor.float, torch.Tensor.double])
 def test_labels_as_fractions_are_told_to_be_whole(change):
     outcome = checks.warp_labels.judge(lambda *given: change(labels_by_channel_numbers(*given)))
-    assert outcome.stage == "dtype" and "whole numbers" in outcome.text
+    assert outcome.stage == "dtype" and "hole numbers are asked for" in outcome.text
     assert "arange" not in outcome.text
