@@ -86,7 +86,7 @@ a, b = answers.values()
 assert mse(a, brain) > 1.3 * mse(b, brain) and ncc(a, brain) < ncc(b, brain) - 0.05
 
 # %% [markdown]
-# It prefers B. MSE asks whether intensities are *equal*; we wanted to know whether the *same things lie on each other*. The second column is a loss that gets it right. What does it do?
+# It prefers B. MSE asks whether intensities are *equal*; we wanted to know whether the *same things lie on each other*. The second column gets it right. What does it do?
 
 # %% [markdown]
 # ## 2 · Correlation
@@ -106,9 +106,9 @@ for name, image in (("0.5 w + 0.3", 0.5 * brain + 0.3), ("the negative", negativ
 assert ncc(negative, brain) > 0.999
 
 # %% [markdown]
-# −1. So **−1 does not mean "no match"**. It means a perfect match with the contrast upside down. No match is $r = 0$: then no straight line leads from one intensity to the other. A program that minimizes $-r$ does not merely ignore the negative of the right place. It flees from it.
+# −1. So **−1 does not mean "no match"**. It means a perfect match with the contrast upside down. No match is $r = 0$: then no straight line leads from one intensity to the other. A program that minimizes $-r$ flees from the right place of a negative.
 #
-# To see that, do not ask for one number, ask for many: move the image along a line of poses and compute the loss at each. This is the **landscape** that an optimizer has to walk down. `landscape(loss, moving, fixed, poses)` does it, `translations` and `rotations` make the poses. (Outside the image the border value goes on, as in all that is optimized here.)
+# To see that, do not ask for one number, ask for many: move the image along a line of poses and compute the loss at each. This is the **landscape** that an optimizer has to walk down. `landscape(loss, moving, fixed, poses)` does it, `translations` and `rotations` make the poses.
 
 # %%
 degrees = range(-12, 13)
@@ -122,7 +122,7 @@ show(
 assert by_shift.argmax() == 12 and by_angle.argmax() == 12
 
 # %% [markdown]
-# At the right pose, on both roads, the loss is *highest*.
+# On both roads the loss is *highest* at the right pose.
 #
 # **Does MSE find the right shift of the darker image?** Answer B won against A, but at another brightness. Now keep one image, and shift it. Write the square out: $\text{mean}(w^2) - 2\,\text{mean}(w f) + \text{mean}(f^2)$. Inside a black frame a shift moves the intensities of $w$ and loses none, so $\text{mean}(w^2)$, $\bar w$ and $\text{var}(w)$ stay. Only $\text{mean}(w f)$ changes, in MSE and in $r$ alike: both prefer the same shift.
 #
@@ -152,7 +152,7 @@ assert pull(mse, dark) > 0.3 * pull(mse, brain, 3.0) and pull(ncc, dark) < 0.01 
 # %% [markdown]
 # ## 3 · One gain is not enough: local correlation
 #
-# MR scanners do not have one gain. Their sensitivity drifts over the image, smoothly: a **bias field**. Correlation allows one gain for all voxels, and the cover showed what becomes of that. (There, the gain runs from $e^{-3}$ to $e^3$. In real scans it is some tens of percent.)
+# MR scanners do not have one gain. Their sensitivity drifts over the image, smoothly: a **bias field**. Correlation allows one gain for all voxels, and the cover showed what becomes of that. (In real scans it is some tens of percent.)
 #
 # The remedy: *compute the correlation in a small window around each voxel, where the bias is nearly one gain, and average over all windows.* With sums $\Sigma$ over a window of $n$ voxels:
 #
@@ -179,7 +179,7 @@ by_loop = torch.stack([local_cc(small_w, small_f, i, j) for i in range(height) f
 assert torch.allclose(-by_loop.square().mean(), lncc(small_w, small_f), atol=1e-4)
 
 # %% [markdown]
-# The loop equals `course_lib.losses.lncc`, which sums faster (section 5). **Predict**: what is the loss of the brain and *itself*: −1, −0.9 or −0.5? And what do the signed and the squared version say to the negative?
+# The loop equals `course_lib.losses.lncc`, which sums faster. **Predict**: what is the loss of the brain and *itself*: −1, −0.9 or −0.5? And what do the signed and the squared version say to the negative?
 
 # %% tags=["nbval-check-output"]
 def lncc_signed(w, f):
@@ -274,7 +274,7 @@ print("of the whole depth:", {name: f"{value:.0%}" for name, value in fall.items
 assert fall["window 5"] < 0.1 and fall["window 9"] < 0.1 and fall["window 31"] > 0.14 and fall["−r"] > 0.4
 
 # %% [markdown]
-# Between 12 and 6 voxels from the right place, the valley of a window of 5 or 9 hardly falls: no slope says where to go. How far away a loss still leads home is its **capture range**. Local correlation buys precision and robustness with a small capture range, which is why registrations start with a pose, or on coarse images. A window of 31 reaches further, and sees more of the bias. And where windows hold more than two tissues, or two scanners see different things altogether, as CT and MR do, no line connects them: that needs another idea (lesson 16).
+# Between 12 and 6 voxels from the right place, the valley of a window of 5 or 9 hardly falls: no slope says where to go. How far away a loss still leads home is its **capture range**. Local correlation pays with it for precision and robustness, which is why registrations start with a pose, or on coarse images. A window of 31 reaches further, and sees more of the bias. And where two scanners see different things altogether, as CT and MR do, no line connects them: that needs another idea (lesson 16).
 
 # %% [markdown]
 # ## 5 · The price of a window
@@ -309,9 +309,6 @@ assert torch.isclose(S[108] - S[99], row[100:109].sum(), atol=1e-4)     # 9 valu
 slower = seconds(add_windows, brain, 31) / seconds(lncc, brain, brain, 31)
 print("31 × 31: the loop for one sum takes more than twice as long as the whole lncc:", slower > 2)
 assert slower > 2
-
-# %% [markdown]
-# The library's version doubles: sums of 2 make sums of 4, those make sums of 8, and 8 + 1 = 9. It takes 4 additions along an axis and, unlike cumulative sums, never handles numbers much larger than the result. (A cumulative sum in float32 loses digits on large images.)
 
 # %% [markdown]
 # ## 6 · Play: who leaves first?
@@ -369,7 +366,7 @@ assert grainy.max() - grainy.min() < 0.5 * (clean.max() - clean.min())
 #
 # </details>
 #
-# The first looks pedantic. **Count what you sum, and divide by that count**: in the exercise you meet a miscount in a loss that was really used, and what it says of pure noise.
+# The first looks pedantic. **Count what you sum, and divide by that count**: the exercise has a loss that was really used, and miscounts.
 
 # %% [markdown]
 # ## Common mistakes
@@ -396,7 +393,7 @@ assert -lncc(noise, noise + 0.5, mask=inside) > 0.99 and -lncc(noise, noise + 0.
 assert -lncc(noise, other, mask=inside) < 0.03 and -lncc(noise, other, mask=1 - inside) > 0.1
 
 # %% [markdown]
-# **Range and sign unknown.** One library's documentation did not say whether its local NCC is to be minimized, nor its range: [MONAI#8350](https://github.com/Project-MONAI/MONAI/issues/8350), answered by [PR#8639](https://github.com/Project-MONAI/MONAI/pull/8639). Find out with three calls: an image with itself, with its negative, with noise.
+# **Range and sign unknown.** One library's documentation said neither: [MONAI#8350](https://github.com/Project-MONAI/MONAI/issues/8350), [PR#8639](https://github.com/Project-MONAI/MONAI/pull/8639). Find out with three calls: an image with itself, with its negative, with noise.
 
 # %% [markdown]
 # ## Check yourself
@@ -409,17 +406,11 @@ assert -lncc(noise, other, mask=inside) < 0.03 and -lncc(noise, other, mask=1 - 
 #
 # <details><summary>2. MSE between two scans is lowest at the right pose. Is MSE then safe for a displacement field?</summary>
 #
-# No. Along poses a gain did not move the lowest place (section 2). But at that place MSE still pulled at the voxels, and a field is free to follow.
+# No. Along poses a gain did not move the lowest place (section 2). But there MSE still pulled at the voxels, and a field is free to follow.
 #
 # </details>
 #
-# <details><summary>3. A window's variance comes out as −0.003. Rounding, or a bug?</summary>
-#
-# Compare with Σw² of the window. Float32 keeps about 7 digits: if the sum is 40, errors of about 0.00001 are rounding. −0.003 is a hundred times more: the divisor is not the number of values that were summed.
-#
-# </details>
-#
-# <details><summary>4. Why not take a huge window, and have both capture range and robustness?</summary>
+# <details><summary>3. Why not take a huge window, and have both capture range and robustness?</summary>
 #
 # A window as large as the image is the correlation of the whole image: wide valley, one gain, helpless against a bias field.
 #
