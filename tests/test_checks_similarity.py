@@ -39,6 +39,16 @@ def ncc_with_eps_outside(warped, fixed):
     return -((a * b).mean(1) / (root + 1e-10)).mean()
 
 
+def ncc_by_numpy(warped, fixed):
+    found = [_r_by_numpy(a.numpy(), b.numpy()) for a, b in zip(warped, fixed, strict=True)]
+    return torch.tensor(-np.mean(found), dtype=torch.float32)
+
+
+def _r_by_numpy(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).mean() / np.sqrt((a * a).mean() * (b * b).mean() + 1e-10)
+
+
 def ncc_by_moments(warped, fixed):
     axes = tuple(range(1, warped.ndim))
     covariance = (warped * fixed).mean(axes) - warped.mean(axes) * fixed.mean(axes)
@@ -252,6 +262,7 @@ WRONG = {
         (ncc_with_eps_outside, "law"),
         (ncc_by_standard_scores, "law"),
         (ncc_by_cosine, "law"),
+        (ncc_by_numpy, "raised"),
     ],
     "box_sums": [
         (sums_by_pooling, "law"),
@@ -326,6 +337,10 @@ def test_the_window_that_is_late_is_not_called_early() -> None:
     assert "too far down and to the right" in said(checks.box_sums, sums_one_late)
     assert "too far up and to the left" in said(checks.box_sums, sums_one_early)
     assert "begins at its voxel" in said(checks.box_sums, sums_that_begin_at_their_voxel)
+
+
+def test_numpy_is_said_to_come_from_the_gradient() -> None:
+    assert "gradient" in said(checks.ncc, ncc_by_numpy)
 
 
 def test_impossible_losses_are_called_so() -> None:

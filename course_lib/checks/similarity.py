@@ -166,7 +166,11 @@ def _constant_is_zero(answer: Answer) -> bool:
 def _calm_at_a_constant(answer: Answer) -> bool:
     """The gradient at a constant image is finite, and not far above that of the formula."""
     flat, image = torch.full((1, 1, 6, 5), 0.5), _random(1, 1, 6, 5, seed=3)
-    ours, theirs = (gradients(f, (flat.requires_grad_(), image))[0] for f in (losses.ncc, answer))
+    flat.requires_grad_()
+    try:
+        ours, theirs = (gradients(f, (flat, image))[0] for f in (losses.ncc, answer))
+    except Exception:  # NumPy refuses a gradient: the next stage says so
+        return True
     if ours is None or theirs is None:  # a lost gradient has a message of its own
         return True
     return bool(theirs.isfinite().all() and theirs.abs().max() < 100 * ours.abs().max())
