@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from course_lib.checks import similarity as checks
+from course_lib.checks.core import Verdict
 from course_lib.local_ncc import correlation_map_plain
 from tests.check_suite import Case, cases
 
@@ -29,6 +30,30 @@ def ncc_by_cosine(warped, fixed):
     a, b = warped.flatten(1), fixed.flatten(1)
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return -F.cosine_similarity(a, b, dim=1).mean()
+
+
+def ncc_with_eps_outside(warped, fixed):
+    a, b = warped.flatten(1), fixed.flatten(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    root = (a.square().mean(1) * b.square().mean(1)).sqrt()
+    return -((a * b).mean(1) / (root + 1e-10)).mean()
+
+
+def ncc_by_numpy(warped, fixed):
+    found = [_r_by_numpy(a.numpy(), b.numpy()) for a, b in zip(warped, fixed, strict=True)]
+    return torch.tensor(-np.mean(found), dtype=torch.float32)
+
+
+def _r_by_numpy(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).mean() / np.sqrt((a * a).mean() * (b * b).mean() + 1e-10)
+
+
+def ncc_by_moments(warped, fixed):
+    axes = tuple(range(1, warped.ndim))
+    covariance = (warped * fixed).mean(axes) - warped.mean(axes) * fixed.mean(axes)
+    variances = warped.var(axes, unbiased=False) * fixed.var(axes, unbiased=False)
+    return -(covariance / torch.sqrt(variances + 1e-10)).mean()
 
 
 def ncc_of_constants_is_nan(warped, fixed):
@@ -86,6 +111,43 @@ def sums_by_loop(image, window):
     return sum(padded[..., i : i + h, j : j + w] for i in range(window) for j in range(window))
 
 
+def sums_by_definition(image, window):
+    r, (height, width) = window // 2, image.shape[2:]
+    padded = F.pad(image, (r, r, r, r))
+    result = torch.zeros_like(image)
+    for i in range(height):
+        for j in range(width):
+            result[:, :, i, j] = padded[:, :, i : i + window, j : j + window].sum((2, 3))
+    return result
+
+
+def sums_by_rows(image, window):
+    r, (h, w) = window // 2, image.shape[2:]
+    padded = F.pad(image, (r, r, r, r))
+    rows = torch.stack([padded[:, :, i : i + window].sum(2) for i in range(h)], 2)
+    return torch.stack([rows[..., j : j + window].sum(3) for j in range(w)], 3)
+
+
+def sums_one_late(image, window):
+    r = window // 2
+    s = F.pad(image, (r, r + 1, r, r + 1)).cumsum(2)
+    s = (s[:, :, window:] - s[:, :, :-window]).cumsum(3)
+    return s[..., window:] - s[..., :-window]
+
+
+def sums_one_early(image, window):
+    r = window // 2
+    s = F.pad(image, (r + 2, r - 1, r + 2, r - 1)).cumsum(2)
+    s = (s[:, :, window:] - s[:, :, :-window]).cumsum(3)
+    return s[..., window:] - s[..., :-window]
+
+
+def sums_that_begin_at_their_voxel(image, window):
+    s = F.pad(image, (1, window - 1, 1, window - 1)).cumsum(2)
+    s = (s[:, :, window:] - s[:, :, :-window]).cumsum(3)
+    return s[..., window:] - s[..., :-window]
+
+
 def sums_by_numpy(image, window):
     r, (h, w) = window // 2, image.shape[2:]
     padded = np.pad(image.detach().numpy(), ((0, 0), (0, 0), (r, r), (r, r)))
@@ -140,6 +202,27 @@ def lncc_without_eps(warped, fixed, window):
     return -((ab - a * b / n) ** 2 / ((aa - a * a / n) * (bb - b * b / n))).mean()
 
 
+def lncc_with(n, least=None, eps=1e-5, reduce=torch.mean):
+    def answer(warped, fixed, window):
+        size = n(window, warped)
+        a, b, aa, bb, ab = (
+            sums_by_pooling(x, window) for x in (warped, fixed, warped**2, fixed**2, warped * fixed)
+        )
+        cross, var_a, var_b = ab - a * b / size, aa - a * a / size, bb - b * b / size
+        if least is not None:
+            var_a, var_b = var_a.clamp(min=least), var_b.clamp(min=least)
+        return -reduce(cross**2 / (var_a * var_b + eps))
+
+    return answer
+
+
+def color_with(size=243, eps=1e-5):
+    def answer(a, b):
+        return -checks._color_map(a, b, size, eps).mean()
+
+    return answer
+
+
 def color_by_channels(a, b):
     def sums(x):
         return sums_by_integral_image(x, 9).sum(1, keepdim=True)
@@ -166,7 +249,7 @@ def color_by_windows(a, b):
 
 RIGHT = {
     "scores_of_copies": [lambda: [1, -1, 1 / 16, 1]],
-    "ncc": [ncc_by_loop, ncc_by_standard_scores, ncc_by_cosine],
+    "ncc": [ncc_by_loop, ncc_by_moments],
     "box_sums": [sums_by_integral_image, sums_by_concatenation, sums_by_clamped_indices],
     "lncc": [lncc_by_pooling, lncc_by_windows, lncc_with_the_means, lncc_with_a_clamp],
     "color_lncc": [color_by_channels, color_by_windows],
@@ -174,16 +257,43 @@ RIGHT = {
 }
 WRONG = {
     "scores_of_copies": [(lambda: torch.tensor([1, -1, 0.0625, 1]), "type")],
-    "ncc": [(ncc_of_constants_is_nan, "law")],
+    "ncc": [
+        (ncc_of_constants_is_nan, "law"),
+        (ncc_with_eps_outside, "law"),
+        (ncc_by_standard_scores, "law"),
+        (ncc_by_cosine, "law"),
+        (ncc_by_numpy, "raised"),
+    ],
     "box_sums": [
         (sums_by_pooling, "law"),
         (sums_by_convolution, "law"),
         (sums_by_unfold, "law"),
         (sums_by_loop, "law"),
+        (sums_by_definition, "law"),
+        (sums_by_rows, "law"),
+        (sums_one_late, "mistake"),
+        (sums_one_early, "mistake"),
+        (sums_that_begin_at_their_voxel, "mistake"),
         (sums_by_numpy, "gradient"),
     ],
-    "lncc": [(lncc_without_eps, "finite")],
-    "color_lncc": [(color_with_eps_mended_only, "mistake")],
+    "lncc": [
+        (lncc_without_eps, "finite"),
+        (lncc_with(lambda w, x: w), "mistake"),
+        (lncc_with(lambda w, x: 1), "mistake"),
+        (lncc_with(lambda w, x: w * w - 1), "mistake"),
+        (lncc_with(lambda w, x: x[0, 0].numel()), "mistake"),
+        (lncc_with(lambda w, x: w * w, reduce=torch.sum), "mistake"),
+        (lncc_with(lambda w, x: w * w, least=1e-5, eps=0), "mistake"),
+        (lncc_with(lambda w, x: w * w - 2), "values"),
+        (lambda w, f, n: -correlation_map_plain(w, f, n), "shape"),
+    ],
+    "color_lncc": [
+        (color_with_eps_mended_only, "mistake"),
+        (color_with(eps=1e-6), "mistake"),
+        (color_with(eps=torch.finfo(torch.float32).eps), "mistake"),
+        (color_with(eps=1e-3), "mistake"),
+        (color_with(eps=5e-5), "values"),
+    ],
     "good_window": [
         (lambda: 9, "goal"),
         (lambda: 17, "goal"),
@@ -208,3 +318,32 @@ def test_the_goal_is_clear_of_its_neighbors():
     assert abs(report[17]["drop"] - checks.ASKED_DROP) > 0.004
     assert abs(report[19]["drop"] - checks.ASKED_DROP) > 0.004
     assert all(found["error"] == 0 for found in report.values())
+
+
+def said(check, answer):
+    with pytest.raises(Verdict) as found:
+        check(answer)
+    return str(found.value)
+
+
+def test_each_number_of_a_prediction_is_judged() -> None:
+    text = said(checks.scores_of_copies, lambda: (1, 0, 0.25, 1))
+    assert "second number" in text and "third number" in text and "fourth" not in text
+    assert "you gave the loss" in said(checks.scores_of_copies, lambda: (1, 1, 0.0625, -1))
+    assert "another order" in said(checks.scores_of_copies, lambda: (0.0625, 1, 1, -1))
+
+
+def test_the_window_that_is_late_is_not_called_early() -> None:
+    assert "too far down and to the right" in said(checks.box_sums, sums_one_late)
+    assert "too far up and to the left" in said(checks.box_sums, sums_one_early)
+    assert "begins at its voxel" in said(checks.box_sums, sums_that_begin_at_their_voxel)
+
+
+def test_numpy_is_said_to_come_from_the_gradient() -> None:
+    assert "gradient" in said(checks.ncc, ncc_by_numpy)
+
+
+def test_impossible_losses_are_called_so() -> None:
+    assert "never below −1" in said(checks.lncc, lncc_with(lambda w, x: w * w - 2))
+    assert "never below −1" in said(checks.color_lncc, color_with(size=200))
+    assert "never below −1" not in said(checks.color_lncc, color_with(eps=5e-5))

@@ -176,6 +176,13 @@ class TestExplorer:
         assert np.abs(inside[0] - inside[1]).mean() < 4
         assert np.abs(still + negative - 255).max() <= 6
 
+    def test_what_the_shift_uncovers_is_the_border_value(self, explorer: Playground) -> None:
+        still, moved = (panel(explorer.render(by, 0, 0, 1), 1)[..., 0].astype(int) for by in (0, 8))
+        width = round(8 * page().panel[1] / SHAPE[1])
+        stripe = moved[20:-20, 6 : width - 6]
+        assert np.abs(stripe - stripe[:, :1]).max() <= 1  # each row goes on; nothing wraps around
+        assert np.abs(still[20:-20, 6 : width - 6] - still[20:-20, 6:7]).max() > 10
+
     def test_the_words_say_what_is_wrong(
         self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
     ) -> None:

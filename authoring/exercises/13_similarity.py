@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 13 · Similarity
 #
-# You write the two losses that most registration programs rest on, make the slow part of one fast, and mend a loss that was really used and really lied. **Time**: about 55 minutes · **Points**: 14.
+# You write the two losses that most registration programs rest on, make the slow part of one fast, and mend a loss that was really used and really lied. **Time**: about 60 minutes · **Points**: 14.
 #
 # Before this: lesson 13. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
@@ -61,7 +61,7 @@ check.scores_of_copies(scores_of_copies)
 #
 # $$r = \frac{\text{cov}(a, b)}{\sqrt{\text{var}(a)\,\text{var}(b) + 10^{-10}}}, \qquad \text{cov}(a, b) = \text{mean}\bigl((a - \bar a)(b - \bar b)\bigr), \quad \text{var}(a) = \text{mean}\bigl((a - \bar a)^2\bigr)$$
 #
-# Here $\bar a$ is the mean of $a$. The loss is the mean of $-r$ over the batch. A gradient has to pass through it, so use torch's functions.
+# Here $\bar a$ is the mean of $a$. The loss is the mean of $-r$ over the batch. A gradient has to pass through it, so use torch's functions; it has to stay finite for a constant image too, which is what the $10^{-10}$ under the root is for.
 
 # %%
 def ncc(warped, fixed):
@@ -94,7 +94,7 @@ ncc = check.ncc.or_reference(ncc)
 # %% [markdown]
 # ## Task 3 · Sums over windows that cost the same for any window
 #
-# ●●○ · 12 minutes · 3 points
+# ●●○ · 18 minutes · 3 points
 #
 # This is the slow definition. It visits every value of every window.
 
@@ -111,7 +111,7 @@ def box_sums_by_loop(image, window):
 
 
 # %% [markdown]
-# Write the same with **cumulative sums** (`x.cumsum(axis)`) along axis 2 and then along axis 3, so that the work does not grow with the window. The check looks at the operations: no loop over the window, no convolution, pooling or `unfold`. A gradient has to pass.
+# Write the same with **cumulative sums** (`x.cumsum(axis)`) along axis 2 and then along axis 3, so that the work does not grow with the window. The check looks at the operations: no loop over the window or over the image, no convolution, pooling or `unfold`. A gradient has to pass.
 
 # %%
 def box_sums(image, window):
@@ -158,7 +158,7 @@ assert difference < 1e-3
 # %% [markdown]
 # ## Task 4 · Local correlation
 #
-# ●●○ · 12 minutes · 3 points
+# ●●○ · 14 minutes · 3 points
 #
 # Now the loss of VoxelMorph and many others. With sums $\Sigma$ over the window of each voxel (zeros outside the image) and $n$ = `window * window`, the size of the *full* window:
 #
@@ -218,7 +218,7 @@ assert shifts[int(heights["−mean cc², 9 × 9"].argmin())] == 0
 # %% [markdown]
 # ## Task 5 · A loss that lies (find the bug)
 #
-# ●●● · 11 minutes · 3 points
+# ●●● · 12 minutes · 3 points
 #
 # A real project registered color photographs of the retina with a loss built like the one below. It ran without an error. First look at what it says. `other` is pure noise.
 
@@ -255,11 +255,13 @@ for name, b in (("itself", retina), ("noise", other)):
 assert scores.max() > 10  # the correlation with noise, squared
 
 # %% [markdown]
-# With itself all looks well: the same wrong number stands above and below the line. With noise there are squared correlations above 1, and the variances are below 0 in most windows: something is miscounted. Mend it. Asked for is one correlation for each 9 × 9 window, over the values of **all three channels together**, with zeros outside the image. There are two bugs; you may keep the rest.
+# With itself all looks well: the same wrong number stands above and below the line. With noise there are squared correlations above 1, and the variances are below 0 in most windows: something is miscounted. Mend it. Asked for is one correlation for each 9 × 9 window, over the values of **all three channels together**, with zeros outside the image and the $10^{-5}$ of task 4 below the line. There are two bugs; you may keep the rest.
 
 # %%
 def color_lncc(a, b):
     """Minus the squared correlation in 9 × 9 windows over three channels together, averaged.
+
+    cc² = cross² / (var_a · var_b + 1e-5), as in task 4.
 
     Args:
         a, b: float tensors (B, 3, H, W)
@@ -296,7 +298,7 @@ assert 0.5 < same <= 1 + 1e-3 and unlike < 0.1
 # %% [markdown]
 # ## Task 6 · How large a window? (explore)
 #
-# ●●○ · 8 minutes · 1 point
+# ●●○ · 4 minutes · 1 point
 #
 # The moving image is spoiled twice: by a bias field and by noise. `window_report(window)` draws up the landscape of `lncc` with that window over shifts from −15 to 15 voxels (the right one is 0) and returns `error`, how far the lowest place is from the right one, and `drop`, how far the loss falls from the ends to there. Find a window with error 0 and a drop of at least 0.175.
 
