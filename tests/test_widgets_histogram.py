@@ -37,7 +37,7 @@ def contrasts() -> list[Tensor]:
 
 
 def page() -> drawing.Page:
-    return drawing.Page(SHAPE, TITLES, [("+6 bits", 1.0), ("0", 0.5), ("−6", 0.0)], lines=2)
+    return drawing.Page(SHAPE, TITLES, [("+4 nats", 1.0), ("0", 0.5), ("−4", 0.0)], lines=2)
 
 
 def rgb(picture: bytes) -> np.ndarray:
