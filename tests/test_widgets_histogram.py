@@ -143,7 +143,7 @@ class TestExplorer:
         brain = brains.real_pair().fixed
         explorer = joint_histogram_explorer(brain, [brain, 1 - brain])
         numbers = [float(x) for x in re.findall(r"\d\.\d\d", explorer.caption)]
-        assert len(numbers) == 3 and numbers == sorted(numbers, reverse=True)
+        assert len(numbers) == 4 and numbers[0] > 1.7 * numbers[1] and numbers[2] > 1.7 * numbers[3]
         assert len(explorer.still()) < 120_000
 
     def test_keeps_what_it_was_given(self) -> None:

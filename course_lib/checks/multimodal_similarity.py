@@ -379,8 +379,8 @@ joint_histogram = Check(
         Law(
             _few_operations,
             f"right values, but {_VOXELS} voxels in {_BINS} bins take {_MOST_OPERATIONS} or more\n"
-            "operations: a loop over the voxels, or one over the bins, each of which goes through all\n"
-            "voxels again. index_add adds the shares of all voxels at once, whatever the bins.",
+            "operations: a loop over the voxels, or one over the bins, each of which goes through\n"
+            "all voxels again. index_add adds the shares of all voxels at once.",
         ),
         Law(
             _has_slopes,
