@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you have built mutual information from counting, you know where its gradient comes from, and you have caught it giving wrong answers with great confidence.
 #
-# **Reading**: 40 minutes · **Running**: about 20 seconds on a laptop · **Before this**: lessons 11, 13 and 15.
+# **Reading**: 41 minutes · **Running**: about 20 seconds on a laptop · **Before this**: lessons 11, 13 and 15.
 #
 # **You will be able to**
 # - *predict* the mutual information of a small table by hand,
@@ -63,11 +63,11 @@ show(
 # %% [markdown]
 # ## 1 · The contrast that breaks correlation
 #
-# A T1-weighted scan shows fluid dark and white matter bright. A T2-weighted scan of the same head shows the opposite: fluid bright, white matter dark. To register such images you need a loss that survives a change of contrast. We make three contrasts of one head, so the truth is known: no rotation, no shift.
+# A T1-weighted scan shows fluid dark and white matter bright; a T2-weighted scan shows the opposite. To register the two you need a loss that survives a change of contrast. We make three contrasts of one head, so the truth is known: no rotation, no shift.
 #
 # - **inverted**: $1 -$ intensity;
 # - **remapped**: a smooth curve that falls, rises and falls again;
-# - **T2-like**: painted on the tissue labels, with a little blur and noise. It is a model: no vessels, no lesions, no scanner.
+# - **T2-like**: painted on the tissue labels, with a little blur and noise. It is a model: no vessels, lesions or bias field.
 
 # %%
 others = {
@@ -112,15 +112,13 @@ show(
 assert best["inverted"] == (0, 0) and best["remapped"][1] >= 4 and best["T2-like"][0] >= 4
 
 # %% [markdown]
-# Only for the negative. In the T2-like image a head turned by about 8° "fits" better than the right pose, and a remapped one fits better some voxels off. A better optimizer would only find the wrong pose more reliably.
+# Only for the negative. In the T2-like image a head turned by about 8° "fits" better than the right pose, and a remapped one fits better some voxels off. 
 #
-# The survey this course grew from (lesson 13 reads its NCC) says that for multi-modal registration "NCC and MI are more suitable". For NCC that is not true in general, as you see. Correlation asks whether the points (intensity here, intensity there) lie on a **straight line**.
+# The survey this course grew from (lesson 13 reads its NCC) says that for multi-modal registration "NCC and MI are more suitable". For NCC that is not true in general, as you see. Correlation asks whether the pairs of intensities lie on a **straight line**.
 #
 # ## 2 · Count instead
 #
-# A better question: **if I know the intensity in one image, how well can I guess it in the other?** That needs no line, but a table that counts pairs.
-#
-# Cut each intensity range into bins. For each voxel, look up bin $i$ of image $a$ and bin $j$ of image $b$, and add one to cell $(i, j)$. Divided by the number of voxels, this **joint histogram** $p_{ij}$ is the share of voxels with that pair. Its row sums $p_i = \sum_j p_{ij}$ are the histogram of $a$, its column sums $p_j = \sum_i p_{ij}$ that of $b$: the **marginals**.
+# A better question: **if I know the intensity in one image, how well can I guess it in the other?** Count pairs: cut each intensity range into bins; for each voxel, look up bin $i$ of image $a$ and bin $j$ of image $b$, and add one to cell $(i, j)$. Divided by the number of voxels, this **joint histogram** $p_{ij}$ is the share of voxels with that pair. Its row sums $p_i = \sum_j p_{ij}$ are the histogram of $a$, its column sums $p_j = \sum_i p_{ij}$ that of $b$: the **marginals**.
 #
 # **Predict**: $a$ has the bins `0 0 1 1 2 2` and $b$ has `2 2 0 0 0 1`. Which cells are not empty?
 
@@ -151,7 +149,7 @@ assert small.sum(1).allclose(torch.full((3,), 1 / 3))
 #
 # with $0 \log 0 = 0$. With the natural logarithm, as in this lesson and our library, it is counted in **nats**; in base 2, in **bits**. A fair coin has $\log 2 = 0.69$ nats, or 1 bit.
 #
-# **Mutual information** is what the two histograms would have together if the images knew nothing of each other, less what the pair really has:
+# **Mutual information** is what the pair would have if the images knew nothing of each other, less what it has:
 #
 # $$I(a, b) = H(a) + H(b) - H(a, b) = \sum_{ij} p_{ij} \log \frac{p_{ij}}{p_i \, p_j}$$
 #
@@ -200,7 +198,7 @@ show(
 #
 # ## 4 · Counting has no gradient
 #
-# To register by descent we need to know how $I$ changes when a voxel's intensity changes a little. With counting it does nothing, until the voxel falls into the next bin; then it jumps. The slope is 0 nearly everywhere. The cure is to let a voxel count a little in several bins, with a **window** $K$ around its position (Parzen's idea). With $a$ and $b$ in units of bins, from 0 to $B - 1$, and $N$ voxels $x$:
+# To register by descent we need to know how $I$ changes when a voxel's intensity changes a little. With counting it does nothing, until the voxel falls into the next bin; then it jumps. The slope is 0 nearly everywhere. So we let a voxel count a little in several bins, with a **window** $K$ around its position (Parzen's idea). With $a$ and $b$ in units of bins, from 0 to $B - 1$, and $N$ voxels $x$:
 #
 # $$p_{ij} = \frac{1}{N} \sum_x K\bigl(i - a(x)\bigr) \, K\bigl(j - b(x)\bigr)$$
 #
@@ -257,19 +255,7 @@ print("steps without any change:", {name: f"{share:.0%}" for name, share in flat
 assert flat["box"] > 0.8 and flat["hat"] < 0.05 and flat["cubic B-spline"] < 0.05
 
 # %% [markdown]
-# A staircase, a chain with kinks, a smooth curve. What does the width cost?
-#
-# **Predict**: does a wider window raise or lower $I$ of the same two images?
-
-# %%
-a, b = t2.flatten().double(), t1.flatten().double()                     # (43008,) each
-values = {name: float(information(parzen(a, b, K))) for name, K in windows.items()}
-print({name: round(value, 2) for name, value in values.items()})
-assert list(values.values()) == sorted(values.values(), reverse=True)
-assert abs(values["hat"] + float(mutual_information(t2.double(), t1.double()))) < 1e-6
-
-# %% [markdown]
-# Wider is lower: the window smears the table too. And `parzen` keeps an array of bins × voxels, for an image of 160 × 192 × 224 voxels and 32 bins 881 MB; people run out of memory with such losses ([voxelmorph#201](https://github.com/voxelmorph/voxelmorph/issues/201)). The library's hat adds each voxel to four cells and never builds that array; you write it in the exercise.
+# A staircase, a chain with kinks, a smooth curve. But `parzen` keeps an array of bins × voxels, for an image of 160 × 192 × 224 voxels and 32 bins 881 MB; people run out of memory with such losses ([voxelmorph#201](https://github.com/voxelmorph/voxelmorph/issues/201)). The library uses the hat, adds each voxel to four cells and never builds that array; you write it in the exercise.
 #
 # ## 5 · What the gradient pulls at
 #
@@ -288,7 +274,7 @@ assert abs(values["hat"] + float(mutual_information(t2.double(), t1.double()))) 
 #
 # $$\frac{\partial I}{\partial a(x)} = \frac{1}{N} \Bigl[ (1 - s) \, (M_{i+1,j} - M_{i,j}) + s \, (M_{i+1,j+1} - M_{i,j+1}) \Bigr]$$
 #
-# In a sentence: each voxel is pushed toward the intensity that usually goes with its partner's. The other voxels voted on which one that is.
+# In a sentence: each voxel is pushed toward the intensity that usually goes with its partner's.
 #
 # **Predict**: we turn the head by 2°. Where in the image is the gradient large?
 
@@ -355,9 +341,9 @@ for bins in (8, 16, 32, 64):
 assert reported[8] < 0.03 and 0.8 < reported[64] < 1.2
 
 # %% [markdown]
-# A whole nat out of nothing, about what aligned T1 and T2 have. For $B$ bins, statistics knows this **bias**: $2N \cdot I$ of independent images is a $\chi^2$ with $(B - 1)^2$ degrees of freedom, so $I$ is about $(B - 1)^2 / 2N$ while most cells are filled. When does a registration have few voxels? When only the **overlap** is compared, and the overlap shrinks. We cut a field of view out of the head, shift it, and compare what overlaps.
+# A whole nat out of nothing, about what aligned T1 and T2 have. For $B$ bins, statistics knows this **bias**: $2N \cdot I$ of independent images is a $\chi^2$ with $(B - 1)^2$ degrees of freedom, so $I$ is about $(B - 1)^2 / 2N$ while most cells are filled. A registration has few voxels when only the **overlap** is compared, and the overlap shrinks.
 #
-# **Predict**: T1 and T2-like windows, 92 columns wide, shifted by 0 to 90 columns. Where is $I$ largest?
+# **Predict**: we cut 92 columns out of T1 and the T2-like image, shift them by 0 to 90 columns, and compare what overlaps. Where is $I$ largest?
 
 # %%
 window_a, window_b = (image[..., 60:160, 50:142] for image in (t2, t1))
@@ -404,13 +390,11 @@ assert 0.3 < at["as it is"] <= 0.5 and at["both blurred first"] < 0.2 and gain >
 #
 # ## 7 · MIND: compare structure, not intensity
 #
-# Mutual information forgets where the voxels were. MIND (modality independent neighborhood descriptor) describes each voxel by its **surroundings**, in a way that survives a change of contrast, and then takes plain squared differences.
-#
-# The description: how much does the patch around $x$ resemble the patch one voxel to the left, to the right, above, below? With the patch distance $D_r(x)$, the mean over the patch of $\bigl(I(y) - I(y + r)\bigr)^2$, and $V(x)$, the mean of $D_r(x)$ over the neighbors $r$:
+# Mutual information forgets where the voxels were. MIND (modality independent neighborhood descriptor) describes each voxel by its **surroundings**, and then takes plain squared differences: how much does the patch around $x$ resemble the patches one voxel to the left, to the right, above, below? With the patch distance $D_r(x)$, the mean over the patch of $\bigl(I(y) - I(y + r)\bigr)^2$, and $V(x)$, the mean of $D_r(x)$ over the neighbors $r$:
 #
 # $$\text{MIND}_r(x) = \frac{1}{n(x)} \exp\left(-\frac{D_r(x)}{V(x)}\right)$$
 #
-# where $n(x)$ makes the largest of the four equal to 1. (In a flat patch $V$ is 0; the library bounds it from below.) Squares do not care about a sign, and dividing by $V$ removes the gain: an edge stays an edge, whichever side is brighter. **Predict**: which of the three contrasts has *exactly* the MIND of T1?
+# where $n(x)$ makes the largest of the four equal to 1. (In a flat patch $V$ is 0; the library bounds it from below.) Squares do not care about a sign, and dividing by $V$ removes the gain. **Predict**: which of the three contrasts has *exactly* the MIND of T1?
 
 # %%
 described = {name: mind(other) for name, other in {"T1": t1, **others}.items()}  # (1, 4, 224, 192)
@@ -432,7 +416,7 @@ for other in others.values():
     assert degrees[losses.argmin()] == 0
 
 # %% [markdown]
-# The negative's. The others' differ, but over the rotations the difference is smallest at 0 for all three. The price: MIND needs edges, and noise disturbs it. Look at the background of the T2-like image, where nothing but noise is described.
+# The negative's. The others' differ, but over the rotations the difference is smallest at 0 for all three. The price: MIND needs edges. In the background of the T2-like image it describes nothing but noise.
 #
 # ## 8 · Register T1 to T2
 #
@@ -490,9 +474,9 @@ show(
 )
 
 # %% [markdown]
-# NCC **raises** the correlation and **ruins** the registration: fewer tissues overlap than before, and the error grows.
+# NCC **raises** the correlation and **ruins** the registration.
 #
-# The other three repair the pair, LNCC² among them. Why does a correlation work locally that fails globally? Two tissues in a window always lie on a line, rising or falling (lesson 13). Here even the whole brain lies near a falling one; the background, dark in both, bends it into an angle, and few windows in the brain see the background. So our pair is an easy test for LNCC², and it has no bias field and no tissue that T1 does not know. Do not take the order of the three for a law.
+# The other three repair the pair, LNCC² among them. Why does a correlation work locally that fails globally? Two tissues in a window always lie on a line, rising or falling (lesson 13). Here even the whole brain lies near a falling one; the background, dark in both, bends it into an angle, and few windows in the brain see the background. So our pair is an easy test for LNCC². Do not take the order of the three for a law.
 
 # %% [markdown]
 # ## 9 · Play: the table under your hands
@@ -508,7 +492,7 @@ explorer
 # %% [markdown]
 # <details><summary>What you should have found</summary>
 #
-# For contrast 3 at 7 voxels, for contrast 1 at 3. The negative of T1 has every detail of T1, so aligned it says far more, and loses it at once; the T2-like image says little more than which tissue it is, and tissues are some voxels wide. At both places $r^2$ still has about 90 % of its value: it hardly notices.
+# For contrast 3 at 7 voxels, for contrast 1 at 3. The negative has every detail of T1, and loses it at once; the T2-like image says little more than which tissue it is, and tissues are some voxels wide. At both places $r^2$ still has about 90 % of its value: it hardly notices.
 #
 # </details>
 
@@ -523,7 +507,7 @@ for name in ("T2-like", "inverted"):
 # %% [markdown]
 # ## Common mistakes
 #
-# **Mutual information as a loss, without the minus.** The descent then makes the images as independent as it can. Check that your loss is *lower* for an image with itself than with another.
+# **Mutual information as a loss, without the minus.** Check that your loss is *lower* for an image with itself than with another.
 #
 # **The logarithm of an empty bin.** $0 \log 0$ is 0 in the formula and NaN in the computer. Hiding the NaN afterwards mends the value but not the gradient:
 
@@ -546,25 +530,25 @@ print("T1, with one voxel at 20, clipped:", [f"{value:.2f} nats" for value in to
 assert told[1] < 0.75 * told[0] and told[2] > 0.97 * told[0]
 
 # %% [markdown]
-# **Comparing values between programs.** Bins, windows, logarithm and the sign differ (section 4). Compare rankings, and judge by what the loss did not see: labels, landmarks (lesson 15).
+# **Comparing values between programs.** Bins, windows, logarithms and signs differ. Compare rankings, and judge by labels or landmarks (lesson 15).
 #
 # ## Check yourself
 #
 # <details><summary>1. An image has vertical stripes, black and white, each 8 voxels wide, far beyond the field of view. You shift it by 8 voxels. What does mutual information say?</summary>
 #
-# The same as at 0: black has become white and white black, a mere renumbering of the bins. The squared correlation says the same. A loss that accepts any contrast cannot tell a thing from its negative.
+# The same as at 0: black has become white and white black, a mere renumbering of the bins. A loss that accepts any contrast cannot tell a thing from its negative.
 #
 # </details>
 #
 # <details><summary>2. After registration, mutual information is higher than at the true pose. Is the optimizer broken?</summary>
 #
-# Perhaps it is excellent. The loss has its optimum elsewhere: by a fraction of a voxel through interpolation, or far away through a small overlap. A better value of the loss is no proof of a better registration.
+# Perhaps it is excellent, and the loss has its optimum elsewhere: a fraction of a voxel away through interpolation, or far away through a small overlap.
 #
 # </details>
 #
 # <details><summary>3. The MIND of an image and of its negative are equal. Is the MIND of an image and of any one-to-one remapping equal?</summary>
 #
-# No. A remapping changes differences unevenly: where the curve is flat an edge vanishes, where it is steep it grows. Only a gain and an offset leave it untouched. Mutual information by counting is the one that survives any one-to-one change of the bins.
+# No. A remapping changes differences unevenly: where the curve is flat an edge vanishes, where it is steep it grows. Only a gain and an offset leave it untouched.
 #
 # </details>
 
@@ -577,7 +561,7 @@ assert abs(same - shifted) < 1e-6 and same > 0.6
 # ## Take away
 #
 # - Correlation looks for a line; across contrasts it can prefer a wrong pose, and a registration driven by it can be worse than none.
-# - Mutual information measures how sharp the joint histogram is; it survives any renumbering of intensities.
+# - Mutual information measures how sharp the joint histogram is; it survives any renumbering of the bins.
 # - Counting has no slope. Windows give it one: each voxel is pushed toward the intensity that usually goes with its partner's.
 # - It lies where voxels are few, bins are many, the overlap changes, or interpolation removes noise.
 # - MIND and LNCC² stay local: structure survives a change of contrast where intensity does not.
@@ -587,7 +571,6 @@ assert abs(same - shifted) < 1e-6 and same > 0.6
 # - F. Maes, A. Collignon, D. Vandermeulen, G. Marchal, P. Suetens, "Multimodality image registration by maximization of mutual information", IEEE Transactions on Medical Imaging 16(2), 1997.
 # - C. Studholme, D. L. G. Hill, D. J. Hawkes, "An overlap invariant entropy measure of 3D medical image alignment", Pattern Recognition 32(1), 1999.
 # - J. P. W. Pluim, J. B. A. Maintz, M. A. Viergever, "Interpolation artefacts in mutual information-based image registration", Computer Vision and Image Understanding 77(2), 2000.
-# - D. Mattes, D. R. Haynor, H. Vesselle, T. K. Lewellen, W. Eubank, "PET-CT image registration in the chest using free-form deformations", IEEE Transactions on Medical Imaging 22(1), 2003.
 # - M. P. Heinrich, M. Jenkinson, M. Bhushan, T. Matin, F. V. Gleeson, Sir M. Brady, J. A. Schnabel, "MIND: modality independent neighbourhood descriptor for multi-modal deformable registration", Medical Image Analysis 16(7), 2012.
 #
 # Next: the exercise [exercises/16_multimodal_similarity.ipynb](../exercises/16_multimodal_similarity.ipynb).
