@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you have built mutual information from counting, you know where its gradient comes from, and you have caught it giving wrong answers with great confidence.
 #
-# **Reading**: 41 minutes · **Running**: about 20 seconds on a laptop · **Before this**: lessons 11, 13 and 15.
+# **Reading**: 42 minutes · **Running**: about 20 seconds on a laptop · **Before this**: lessons 11, 13 and 15.
 #
 # **You will be able to**
 # - *predict* the mutual information of a small table by hand,
@@ -112,7 +112,7 @@ show(
 assert best["inverted"] == (0, 0) and best["remapped"][1] >= 4 and best["T2-like"][0] >= 4
 
 # %% [markdown]
-# Only for the negative. In the T2-like image a head turned by about 8° "fits" better than the right pose, and a remapped one fits better some voxels off. 
+# Only for the negative. In the T2-like image a head turned by about 8° "fits" better than the right pose, and a remapped one fits better some voxels off.
 #
 # The survey this course grew from (lesson 13 reads its NCC) says that for multi-modal registration "NCC and MI are more suitable". For NCC that is not true in general, as you see. Correlation asks whether the pairs of intensities lie on a **straight line**.
 #
@@ -138,7 +138,7 @@ print("of a:", (6 * small.sum(1)).int().tolist(), "  of b:", (6 * small.sum(0)).
 assert small.sum(1).allclose(torch.full((3,), 1 / 3))
 
 # %% [markdown]
-# Now look at the first picture again. With the heads aligned, each intensity of T1 meets few of T2. Turned, gray matter meets fluid, white matter and background as well, and the counts **disperse** over cells that were empty. We need a number for that.
+# In the first picture, with the heads aligned, each intensity of T1 meets few of T2. Turned, gray matter meets fluid, white matter and background as well, and the counts **disperse** over cells that were empty. We need a number for that.
 
 # %% [markdown]
 # ## 3 · From dispersed to a number
@@ -190,19 +190,17 @@ for name, other in others.items():
     assert degrees[by_angle.argmax()] == 0 and steps[by_shift.argmax()] == 0
 show(
     curves(lines, xlabel="rotation (degrees)", ylabel="I (nats)"),
-    alt="Mutual information against rotation: a sharp peak at 0 for all three contrasts.",
+    alt="Mutual information against rotation: a sharp peak at 0 for all three contrasts, the truth.",
 )
 
 # %% [markdown]
-# All three peaks stand at the truth.
-#
 # ## 4 · Counting has no gradient
 #
 # To register by descent we need to know how $I$ changes when a voxel's intensity changes a little. With counting it does nothing, until the voxel falls into the next bin; then it jumps. The slope is 0 nearly everywhere. So we let a voxel count a little in several bins, with a **window** $K$ around its position (Parzen's idea). With $a$ and $b$ in units of bins, from 0 to $B - 1$, and $N$ voxels $x$:
 #
 # $$p_{ij} = \frac{1}{N} \sum_x K\bigl(i - a(x)\bigr) \, K\bigl(j - b(x)\bigr)$$
 #
-# The **box** is counting. The **hat** shares a voxel linearly between two bins: one at 3.2 gives 0.8 to bin 3 and 0.2 to bin 4. The **cubic B-spline** uses four bins.
+# The **box** is counting. The **hat** shares a voxel linearly between two bins: one at 3.2 gives 0.8 to bin 3 and 0.2 to bin 4. The **cubic B-spline**, a bell, uses four bins.
 
 
 # %%
@@ -217,12 +215,6 @@ windows = {
     "hat": lambda t: (1 - t.abs()).clamp(min=0),
     "cubic B-spline": cubic,
 }
-t = torch.linspace(-3, 3, 241)
-show(
-    curves({name: (t, K(t)) for name, K in windows.items()},
-           xlabel="distance from the bin's center (bins)", ylabel="weight"),
-    alt="Three windows: a box one bin wide and 1 high, a triangle two wide, a bell four wide.",
-)  # fmt: skip
 
 # %% [markdown]
 # **Predict**: we take one gray-matter voxel of the T2-like image and raise its intensity slowly from 0.4 to 0.6. What does the curve of $I$ look like with each window?
@@ -362,7 +354,7 @@ assert peak["16 bins"] == 0 and peak["64 bins"] >= 88
 assert max(lines["64 bins"][1]) > 1.3 * lines["64 bins"][1][0]
 
 # %% [markdown]
-# With 64 bins the best "registration" leaves two columns in common, and by a wide margin. So take fewer bins, and do not let the number of voxels shrink: repeat the border value outside, or forbid small overlaps. *Normalized* mutual information, $(H(a) + H(b)) / H(a, b)$, was invented for a changing overlap; it helps, but not against too many bins.
+# With 64 bins the best "registration" leaves two columns in common, and by a wide margin. So take fewer bins, and do not let the number of voxels shrink: repeat the border value outside, or forbid small overlaps. *Normalized* mutual information, $(H(a) + H(b)) / H(a, b)$, was invented for a changing overlap (Studholme, below).
 
 # %% [markdown]
 # **Between the voxels.** Now both images are noisy, and the head has not moved. **Predict**: is $I$ largest at shift 0?
@@ -386,7 +378,7 @@ gain = float(found["as it is"].max() - found["as it is"][12])
 assert 0.3 < at["as it is"] <= 0.5 and at["both blurred first"] < 0.2 and gain > 0.02
 
 # %% [markdown]
-# No: between a third and a half of a voxel off, on either side. Between the voxels, interpolation averages neighbors; that removes noise, and a less noisy image says more. Blurring *both* images first, the same for every pose, takes the reward away.
+# No: between a third and a half of a voxel off, on either side. There interpolation averages neighbors and removes noise, and a less noisy image says more. Blurring *both* images first takes the reward away.
 #
 # ## 7 · MIND: compare structure, not intensity
 #
