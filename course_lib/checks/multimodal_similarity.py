@@ -435,10 +435,9 @@ def _full_table() -> tuple[Tensor]:
 
 
 def _small_cells() -> tuple[Tensor]:
-    """Most cells hold 6 voxels of 10,000: few, and yet they count."""
-    p = torch.full((6, 6), 6e-4).tril(1)
-    p.diagonal().copy_(torch.arange(1.0, 7))
-    p.diagonal().mul_((1 - (p.sum() - 21)) / 21)
+    """Most cells hold 8 voxels of 10,000: few, and yet they count."""
+    p = torch.full((6, 6), 8e-4)
+    p.diagonal().copy_((1 - 30 * 8e-4) * torch.arange(1, 7) / 21)
     return (p,)
 
 
