@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from course_lib.checks import multimodal_similarity as checks
-from tests.check_suite import Case, cases
+from tests.check_suite import Case, Function, cases
 
 # --- joint histogram
 
@@ -101,6 +101,41 @@ def histogram_with_a_detached_share(a, b, bins):
     return p / len(a)
 
 
+def histogram_by_rows(a, b, bins):
+    j = b.floor().long().clamp(0, bins - 2)
+    t, rows = b - j, []
+    for i in range(bins):
+        w = (1 - (a - i).abs()).clamp(min=0)
+        row = torch.zeros(bins).index_add(0, j, w * (1 - t)).index_add(0, j + 1, w * t)
+        rows.append(row)
+    return torch.stack(rows) / len(a)
+
+
+def histogram_by_weighted_bincount(a, b, bins):
+    i, j = a.floor().clamp(max=bins - 2), b.floor().clamp(max=bins - 2)
+    s, t = a - i, b - j
+    p, corner = torch.zeros(bins * bins), (i * bins + j).long()
+    for step, w in (
+        (0, (1 - s) * (1 - t)),
+        (1, (1 - s) * t),
+        (bins, s * (1 - t)),
+        (bins + 1, s * t),
+    ):
+        p = p + torch.bincount(corner + step, w, bins * bins)
+    return p.view(bins, bins) / len(a)
+
+
+def histogram_by_sparse_product(a, b, bins):
+    i, j = a.long().clamp(max=bins - 2), b.long().clamp(max=bins - 2)
+    s, t = a - i, b - j
+    n = torch.arange(len(a))
+    rows = torch.stack([torch.cat([i, i + 1]), torch.cat([n, n])])
+    columns = torch.stack([torch.cat([n, n]), torch.cat([j, j + 1])])
+    left = torch.sparse_coo_tensor(rows, torch.cat([1 - s, s]), (bins, len(a)))
+    right = torch.sparse_coo_tensor(columns, torch.cat([1 - t, t]), (len(a), bins))
+    return torch.sparse.mm(left, right).to_dense() / len(a)
+
+
 dense_free = histogram_by_index_put
 
 
@@ -125,6 +160,27 @@ def information_with_a_tiny_number(p):
     eps = 1e-10
     chance = torch.outer(p.sum(1), p.sum(0))
     return (p * torch.log((p + eps) / (chance + eps))).sum()
+
+
+def information_bounded(eps):
+    def answer(p):
+        chance = torch.outer(p.sum(1), p.sum(0))
+        return (p * ((p + eps) / (chance + eps)).log()).sum()
+
+    return answer
+
+
+def information_by_clamped_cells(p, least):
+    p = p.clamp(min=least)
+    return (p * (p / torch.outer(p.sum(1), p.sum(0))).log()).sum()
+
+
+def information_above(least):
+    def answer(p):
+        full = p > least
+        return (p[full] * (p[full] / torch.outer(p.sum(1), p.sum(0))[full]).log()).sum()
+
+    return answer
 
 
 def information_by_where_before(p):
@@ -213,6 +269,7 @@ RIGHT = {
         histogram_by_scatter,
         histogram_with_a_margin,
         histogram_by_sparse,
+        histogram_by_sparse_product,
     ],
     "mutual_information": [
         information_by_entropies,
@@ -220,6 +277,9 @@ RIGHT = {
         information_with_a_tiny_number,
         information_by_where_before,
         information_by_loops,
+        information_bounded(1e-6),
+        information_bounded(1e-20),
+        lambda p: information_by_clamped_cells(p, 1e-6),
     ],
     "patch_distances": [
         distances_by_index,
@@ -227,7 +287,7 @@ RIGHT = {
         distances_by_cat,
         distances_by_convolution,
     ],
-    "blind_peak": [lambda: 0.43, lambda: 0.45, lambda: torch.tensor(0.44)],
+    "blind_peak": [lambda: 0.42, lambda: 0.43, lambda: 0.45, lambda: torch.tensor(0.44)],
 }
 WRONG = {
     "information_in_bits": [(lambda: (1, 1, 0, 2), "values")],
@@ -235,6 +295,8 @@ WRONG = {
         (dense_histogram, "law"),
         (histogram_by_loop, "law"),
         (histogram_by_bincount, "law"),
+        (histogram_by_weighted_bincount, "law"),
+        (histogram_by_rows, "law"),
         (histogram_half_detached, "law"),
         (histogram_with_a_detached_share, "law"),
     ],
@@ -244,6 +306,9 @@ WRONG = {
         (information_by_nansum, "law"),
         (information_detached, "law"),
         (lambda p: float(information_by_entropies(p)), "type"),
+        (information_bounded(1e-3), "mistake"),
+        (information_above(1e-3), "mistake"),
+        (information_above(1e-2), "values"),
     ],
     "blind_peak": [
         (lambda: 0.41, "goal"),
@@ -257,3 +322,99 @@ WRONG = {
 @pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG), ids=str)
 def test_check(case: Case) -> None:
     case.run()
+
+
+def exchanged_by_mask(p):
+    full = p > 0
+    return (p[full] * (p[full] / torch.outer(p.sum(0), p.sum(1))[full]).log()).sum()
+
+
+def exchanged_and_bounded(eps):
+    def answer(p):
+        return (p * ((p + eps) / (torch.outer(p.sum(0), p.sum(1)) + eps)).log()).sum()
+
+    return answer
+
+
+def bounded_in_the_numerator(p):
+    return (p * ((p + 1e-8) / torch.outer(p.sum(1), p.sum(0))).log()).sum()
+
+
+def histogram_with_shares_of_fractions(a, b, bins):
+    i, j = a.long().clamp(max=bins - 2), b.long().clamp(max=bins - 2)
+    s, t = a % 1, b % 1
+    p = torch.zeros(bins * bins)
+    for di in (0, 1):
+        for dj in (0, 1):
+            w = (s if di else 1 - s) * (t if dj else 1 - t)
+            p = p.index_add(0, (i + di) * bins + j + dj, w)
+    return p.view(bins, bins) / len(a)
+
+
+def histogram_by_ceil(a, b, bins):
+    lower, upper = (a.floor(), b.floor()), (a.ceil(), b.ceil())
+    p = torch.zeros(bins, bins)
+    for i, w in ((lower[0], upper[0] - a), (upper[0], a - lower[0])):
+        for j, v in ((lower[1], upper[1] - b), (upper[1], b - lower[1])):
+            p = p.index_put((i.long(), j.long()), w * v, accumulate=True)
+    return p / len(a)
+
+
+def distances_joined(join):
+    def answer(image):
+        p = F.pad(image, (1, 1, 1, 1), mode="replicate")
+        near = p[..., :-2, 1:-1], p[..., 2:, 1:-1], p[..., 1:-1, :-2], p[..., 1:-1, 2:]
+        return join([patch_mean((image - n).square()) for n in near])
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "said"),
+    [
+        # The likeliest half-way state of the bug hunt, however the logarithm is bounded.
+        ("mutual_information", exchanged_by_mask, "the marginals are exchanged."),
+        (
+            "mutual_information",
+            lambda p: exchanged_by_mask(p).abs(),
+            "the marginals are exchanged.",
+        ),
+        ("mutual_information", exchanged_and_bounded(1e-12), "the marginals are exchanged."),
+        ("mutual_information", exchanged_and_bounded(1e-8), "the marginals are exchanged."),
+        ("mutual_information", exchanged_and_bounded(1e-6), "the marginals are exchanged."),
+        # 0 / 0 where a whole row is empty: a bound in the wrong place is still NaN.
+        ("mutual_information", bounded_in_the_numerator, "empty cells give NaN"),
+        ("mutual_information", information_detached, "no gradient reaches p"),
+        ("mutual_information", information_hidden_by_where, "NaN or infinite"),
+        ("joint_histogram", histogram_by_rows, "one over the bins"),
+        ("joint_histogram", histogram_by_loop, "a loop over the voxels"),
+        ("joint_histogram", histogram_by_weighted_bincount, "bincount and histogram"),
+        ("joint_histogram", histogram_with_shares_of_fractions, "one bin too low"),
+        ("joint_histogram", histogram_by_ceil, "whole positions are lost"),
+        ("patch_distances", distances_joined(torch.stack), "stack makes a new axis"),
+        (
+            "patch_distances",
+            distances_joined(lambda parts: torch.stack(parts, dim=1)),
+            "stack makes a new axis",
+        ),
+        ("patch_distances", distances_joined(torch.cat), "the batch"),
+        ("information_in_bits", lambda: torch.tensor([1.0, 1, 0, 0]), "expected a tuple of 4"),
+        ("blind_peak", lambda: 0.48, "best shift by r² = 0"),
+    ],
+)
+def test_says_why(task: str, answer: Function, said: str) -> None:
+    assert said in getattr(checks, task).judge(answer).text
+
+
+def test_signed_shift() -> None:
+    """The check names the place that the exercise's cell prints."""
+    assert "best shift by r² = -9" in checks.blind_peak.judge(lambda: 0.45).text
+
+
+def test_where_the_peak_may_be() -> None:
+    """What the exercise says: a narrow range, and mutual information right for all."""
+    found = {m: checks._best_shifts(m) for m in (0.1, 0.3, 0.41, 0.43, 0.45, 0.47, 0.6, 0.9)}
+    blind = [m for m, shifts in found.items() if abs(shifts["best shift by r²"]) >= 6]
+    assert blind == [0.43, 0.45]
+    assert all(shifts["best shift by mutual information"] == 0 for shifts in found.values())
+    assert found[0.43]["r² at the truth"] < 0.05 < 0.5 < found[0.3]["r² at the truth"]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 16 · Similarity across contrasts
 #
-# You write mutual information so that it can drive a registration, let it register T1 to T2, build the heart of MIND, and look for a contrast that makes correlation blind. **Time**: about 50 minutes · **Points**: 13.
+# You write mutual information so that it can drive a registration, let it register T1 to T2, build the heart of MIND, and look for a contrast that makes correlation blind. **Time**: about 55 minutes · **Points**: 13.
 #
 # Before this: lesson 16. Write your answers in place of the two lines `# YOUR CODE HERE` and `raise NotImplementedError()`, run the cell, then the check below it. A check tells you what is wrong, and `check.name.hint()` opens hints one by one. `progress()` says where you stand. If you are stuck, go on: after each check the next cell continues with the course's version.
 
@@ -19,13 +19,15 @@ from course_lib.optimise import refine
 from course_lib.plotting import curves, images, show
 
 course = setup()
+head = brains.real_pair()
+t1, t2 = head.fixed, contrasts.t2_like(head.fixed_labels, seed=0)       # one head, two contrasts
 pair = brains.pair(102)
 pair = pair._replace(fixed=contrasts.t2_like(pair.fixed_labels, seed=102))
 
 # %% [markdown]
 # ## Task 1 · Four small tables (predict)
 #
-# ●○○ · 6 minutes · 2 points
+# ●○○ · 5 minutes · 2 points
 #
 # Four joint histograms of two bins each; rows belong to image $a$, columns to image $b$:
 #
@@ -57,11 +59,13 @@ check.information_in_bits(information_in_bits)
 # %% [markdown]
 # ## Task 2 · A joint histogram with a gradient
 #
-# ●●● · 16 minutes · 3 points
+# ●●● · 22 minutes · 3 points
 #
 # Each voxel is shared between four cells, with the hat window of the lesson. The voxel with $a = 3.2$ and $b = 5.5$ (in units of bins) gives row 3 a share of 0.8 and row 4 one of 0.2; column 5 gets 0.5 and column 6 gets 0.5; a cell gets the product, so cell (3, 5) gets 0.4.
 #
-# The lesson's `parzen` builds arrays of bins × voxels, which is too much memory for volumes. Do without: no array of bins × voxels, and no loop over the voxels; a loop over the four cells is fine. The check looks at the sizes of your tensors and counts operations.
+# The lesson's `parzen` builds arrays of bins × voxels, which is too much memory for volumes. Do without: no array of bins × voxels, no loop over the voxels, and none over the bins (it would go through all voxels for each bin); a loop over the four cells is fine. The check looks at the sizes of your tensors and counts operations.
+#
+# The tool is `index_add`: it adds each value to the cell whose number stands beside it, and has a gradient. `torch.zeros(3).index_add(0, torch.tensor([0, 2, 2]), torch.tensor([0.5, 0.1, 0.3]))` gives `[0.5, 0, 0.4]`. And mind the brightest voxel: it lies exactly at bins − 1, where no bin is above.
 
 
 # %%
@@ -119,7 +123,7 @@ assert abs(float(p.sum()) - 1) < 1e-4 and int((p == 0).sum()) > 0
 # %% [markdown]
 # ## Task 3 · From the table to a number (find the bugs)
 #
-# ●●○ · 10 minutes · 3 points
+# ●●○ · 9 minutes · 3 points
 #
 # This function was meant to give $I = \sum_{ij} p_{ij} \log \frac{p_{ij}}{p_i \, p_j}$. It has two bugs. One you see at once; the other shows only in the second number, which should be 0, since the table is a product of its marginals.
 
@@ -190,7 +194,7 @@ assert result["NCC"]["error (mm)"] > result["identity"]["error (mm)"]
 # %% [markdown]
 # ## Task 4 · The heart of MIND
 #
-# ●●○ · 12 minutes · 3 points
+# ●●○ · 9 minutes · 3 points
 #
 # For each of the four direct neighbors $r$, the patch distance $D_r(x)$ is the mean of $\bigl(I(y) - I(y + r)\bigr)^2$ over the voxels $y$ of the 3 × 3 patch around $x$. `patch_mean` takes that mean; you supply what it is the mean of. Where $y + r$ lies outside the image, take the border value (as if the border were repeated).
 
@@ -249,19 +253,17 @@ def my_mind(image):
     return torch.exp(-(distances - nearest) / variance)                 # the largest is 1
 
 
-head = brains.real_pair()
-t1, t2 = head.fixed, contrasts.t2_like(head.fixed_labels, seed=0)
-other = head.moving                                                     # another person's T1
-d = {"T2-like, same head": t2, "T1, other head": other}
-apart = {name: float((my_mind(image) - my_mind(t1)).square().mean()) for name, image in d.items()}
-by_mse = {name: float((image - t1).square().mean()) for name, image in d.items()}
-brain = head.fixed_labels > 0
-inside = {
-    name: float((my_mind(image) - my_mind(t1)).square()[brain.expand(-1, 4, -1, -1)].mean())
-    for name, image in d.items()
-}
-print("intensities apart:", {name: round(value, 3) for name, value in by_mse.items()})
-print("MIND apart, inside the brain:", {name: round(value, 3) for name, value in inside.items()})
+brain = (head.fixed_labels > 0)[:, 0]                                   # (1, H, W)
+apart = {}
+for name, image in {"T2-like, same head": t2, "T1, other head": head.moving}.items():
+    by_intensity = (image - t1).square().mean(1)                        # (1, H, W)
+    by_mind = (my_mind(image) - my_mind(t1)).square().mean(1)
+    apart[name] = {
+        "intensity": float(by_intensity[brain].mean()),
+        "MIND": float(by_mind[brain].mean()),
+        "MIND, background": float(by_mind[~brain].mean()),
+    }
+    print(name, {what: round(value, 3) for what, value in apart[name].items()})
 
 # %%
 figure = images({
@@ -276,18 +278,19 @@ show(
 )
 
 # %%
-assert by_mse["T2-like, same head"] > 2 * by_mse["T1, other head"]
-assert inside["T2-like, same head"] < 0.9 * inside["T1, other head"]
+same, other = apart.values()
+assert same["intensity"] > 2 * other["intensity"] and same["MIND"] < 0.9 * other["MIND"]
+assert same["MIND, background"] > 1.2 * other["MIND, background"]
 
 # %% [markdown]
-# By intensities, another person in the same contrast is far closer than the same person in another contrast. By MIND it is the other way round: it sees the anatomy.
+# Inside the brain, by intensities another person in the same contrast is far closer than the same person in another contrast. By MIND it is the other way round: it sees the anatomy. Not in the background: T1 is constant there, the T2-like image has noise, and MIND describes the noise.
 
 # %% [markdown]
 # ## Task 5 · Make correlation blind (explore)
 #
-# ●●○ · 8 minutes · 2 points
+# ●●○ · 11 minutes · 2 points
 #
-# Here is a family of contrasts: a parabola that is brightest (1) where T1 has the intensity $m$, and darker on both sides. Find an $m$ between 0 and 1 for which the squared correlation $r^2$ is largest **at least 6 voxels away** from the truth, while mutual information still has its largest value at the truth. Use the cell below to look at an $m$; think about what a straight line through the points would look like.
+# Here is a family of contrasts: a parabola that is brightest (1) where T1 has the intensity $m$, and darker on both sides. Find an $m$ between 0 and 1 for which the squared correlation $r^2$ is largest **at least 6 voxels away** from the truth, while mutual information still has its largest value at the truth. Use the cell below to look at an $m$: a place can beat the truth only where $r^2$ at the truth is small.
 
 
 # %%
@@ -321,7 +324,8 @@ def blind_peak():
         a number from 0 to 1
     """
     ### BEGIN SOLUTION
-    # Brain on one side of the peak and background on the other: their slopes cancel in r.
+    # The line rises from the background to the brain and falls within the brain: near 0.42 the
+    # two cancel, r² at the truth is almost 0, and most shifts make it larger.
     return 0.44
     ### END SOLUTION
 
@@ -330,7 +334,7 @@ def blind_peak():
 check.blind_peak(blind_peak)
 
 # %% [markdown]
-# With the peak between the background and the brain's tissues, one half of the voxels follows a rising line, the other a falling one, and the best line through all is nearly flat: $r^2$ at the truth is almost 0, and any misalignment looks better. Outside a narrow range, $r^2$ peaks at the truth again: most contrasts are kind to it, and that is why this failure surprises people. Mutual information is largest at the truth for all of them.
+# The background, half of the voxels, is one point at intensity 0; nearly all of the brain lies beyond the peak, where the parabola falls. From background to brain the best line rises, within the brain it falls, and near $m = 0.42$ the two cancel: $r^2$ at the truth is almost 0, and most shifts make it larger. From 0.47 on, and up to 0.41, $r^2$ is largest at the truth again: most contrasts are kind to it, and that is why this failure surprises people. Mutual information is largest at the truth for all of them.
 
 # %% [markdown]
 # ## Where you stand

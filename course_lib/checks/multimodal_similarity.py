@@ -1,5 +1,6 @@
 """Checks of exercise 16: joint histograms, mutual information, patch distances, a blind spot."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -72,6 +73,26 @@ information_in_bits = Check(
         Mistake(
             lambda: (LOG_2, LOG_2, 0, 0),
             "right, in nats: the question asks for bits.\nDivide by log(2), or take log2.",
+        ),
+        Mistake(
+            lambda: (-1, -1, 0, 0),
+            "right size, wrong sign: mutual information is never negative.\n"
+            "I = H(a) + H(b) − H(a, b), and each entropy is −Σ p log p.",
+        ),
+        Mistake(
+            lambda: (2, 2, 0, 0),
+            "twice too much for A and B.\n"
+            "Their joint entropy, 1 bit for two full cells of ½, has to be taken off: 1 + 1 − 1.",
+        ),
+        Mistake(
+            lambda: (1, 1, 0, 0.5),
+            "in D, all voxels lie in one row: a is constant, H(a) = 0.\n"
+            "What can a constant say about b? Write H(a), H(b) and H(a, b) down.",
+        ),
+        Mistake(
+            lambda: (math.nan, math.nan, 0, math.nan),
+            "where a cell is empty you got NaN, from 0 · log 0.\n"
+            "An empty cell counts as 0: leave it out of the sum.",
         ),
         Mistake(
             lambda: (0.5, 0.5, 0, 0),
@@ -152,6 +173,30 @@ def _stretched(a: Tensor, b: Tensor, bins: int) -> Tensor:
     return _joint_histogram(places[0], places[1], bins)
 
 
+def _shares_of_fraction(a: Tensor, b: Tensor, bins: int) -> Tensor:
+    """The shares ``a % 1`` beside a lower bin of at most bins − 2: the last bin moves down."""
+    i, j = (x.floor().clamp(max=bins - 2) for x in (a, b))
+    return _joint_histogram(i + a % 1, j + b % 1, bins)
+
+
+def _without_whole(a: Tensor, b: Tensor, bins: int) -> Tensor:
+    """``ceil(a) − a`` and ``a − floor(a)``: at a whole position both are 0."""
+    counted = (a != a.floor()) & (b != b.floor())
+    return _four_cells(a[counted], b[counted], bins) / len(a)
+
+
+def _mixed_up(a: Tensor, b: Tensor, bins: int) -> Tensor:
+    """The shares of the cells (i, j + 1) and (i + 1, j) exchanged."""
+    i, j = (x.floor().clamp(max=bins - 2) for x in (a, b))
+    return _joint_histogram(i + b - j, j + a - i, bins)
+
+
+def _without_top(a: Tensor, b: Tensor, bins: int) -> Tensor:
+    """Voxels in the last bin of either image are left out."""
+    kept = (a < bins - 1) & (b < bins - 1)
+    return _joint_histogram(a[kept], b[kept], bins)
+
+
 def _few_voxels() -> tuple[Tensor, Tensor, int]:
     return torch.tensor([0.5, 2.0, 1.2, 1.25]), torch.tensor([1.9, 0.0, 0.3, 0.3]), 3
 
@@ -175,11 +220,16 @@ def _between_bins() -> tuple[Tensor, Tensor]:
 def _slopes(function: Histogram) -> list[Tensor | None]:
     """The gradients of a weighted sum of the cells; None where none arrives."""
     positions = [x.requires_grad_() for x in _between_bins()]
-    p = function(positions[0], positions[1], 6)
-    if not p.requires_grad:
-        return [None, None]
     weights = torch.randn(6, 6, generator=torch.Generator().manual_seed(18))
-    return list(torch.autograd.grad((p * weights).sum(), positions, allow_unused=True))
+    try:
+        p = function(positions[0], positions[1], 6)
+        if not p.requires_grad:
+            return [None, None]
+        return list(torch.autograd.grad((p * weights).sum(), positions, allow_unused=True))
+    except RuntimeError as error:
+        if "derivative for" in str(error):  # torch.bincount with weights
+            return [None, None]
+        raise
 
 
 def _has_slopes(answer: Histogram) -> bool:
@@ -205,11 +255,13 @@ class _Sizes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for part in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(part, Tensor):
-                self.largest = max(self.largest, part.numel())
+                sparse = part.layout != torch.strided  # only what it stores takes memory
+                self.largest = max(self.largest, part._nnz() if sparse else part.numel())
         return result
 
 
 _VOXELS, _BINS = 3000, 64  # bins × voxels is 192,000, four cells each is 12,000
+_MOST_OPERATIONS = 400
 
 
 def _crowd() -> tuple[Tensor, Tensor]:
@@ -224,7 +276,7 @@ def _small_arrays(answer: Histogram) -> bool:
 
 
 def _few_operations(answer: Histogram) -> bool:
-    return count_operations(answer, *_crowd(), _BINS) < 400
+    return count_operations(answer, *_crowd(), _BINS) < _MOST_OPERATIONS
 
 
 joint_histogram = Check(
@@ -286,6 +338,28 @@ joint_histogram = Check(
             "Divide by the number of voxels, len(a).",
         ),
         Mistake(
+            _shares_of_fraction,
+            "the brightest voxels are put one bin too low.\n"
+            "At a = bins − 1 the lower bin is bins − 2, so the upper one gets a share of 1:\n"
+            "s = a − i with the bin after the clamp, not a % 1.",
+        ),
+        Mistake(
+            _without_whole,
+            "voxels at whole positions are lost: there ceil(a) − a and a − floor(a) are both 0.\n"
+            "The two shares are 1 − s and s: at 3.0, bin 3 gets 1.",
+        ),
+        Mistake(
+            _mixed_up,
+            "the shares of two cells are exchanged.\n"
+            "Cell (i, j + 1) gets (1 − s) t and has the next number; cell (i + 1, j) gets\n"
+            "s (1 − t) and comes a row, bins numbers, later.",
+        ),
+        Mistake(
+            _without_top,
+            "voxels in the last bin are left out; both ends of the range are included.\n"
+            "At a = bins − 1 take bins − 2 as the lower bin: the upper one gets a share of 1.",
+        ),
+        Mistake(
             _stretched,
             "this stretches the positions to the range from 0 to bins − 1 first.\n"
             "They are in units of bins already: use a and b as they are.",
@@ -304,8 +378,9 @@ joint_histogram = Check(
         ),
         Law(
             _few_operations,
-            f"right values, but with a loop over the voxels: {_VOXELS} voxels take hundreds of\n"
-            "operations. index_add adds the shares of all voxels at once.",
+            f"right values, but {_VOXELS} voxels in {_BINS} bins take {_MOST_OPERATIONS} or more\n"
+            "operations: a loop over the voxels, or one over the bins, each of which goes through\n"
+            "all voxels again. index_add adds the shares of all voxels at once.",
         ),
         Law(
             _has_slopes,
@@ -348,7 +423,8 @@ def _log_ratio(p: Tensor, chance: Tensor) -> Tensor:
 
 
 def _with_empty_cells() -> tuple[Tensor]:
-    p = torch.tensor([[8.0, 1, 0, 0], [3, 0, 4, 0], [0, 0, 9, 2], [0, 0, 0, 0]])
+    # The empty row and the empty column have one number: exchanged, the marginals stay finite.
+    p = torch.tensor([[8.0, 1, 0, 0], [3, 0, 4, 0], [0, 2, 9, 0], [0, 0, 0, 0]])
     return (p / p.sum(),)
 
 
@@ -358,20 +434,41 @@ def _full_table() -> tuple[Tensor]:
     return (p / p.sum(),)
 
 
-def _finite_slope(answer: Callable[[Tensor], Tensor]) -> bool:
+def _small_cells() -> tuple[Tensor]:
+    """Most cells hold 8 voxels of 10,000: few, and yet they count."""
+    p = torch.full((6, 6), 8e-4)
+    p.diagonal().copy_((1 - 30 * 8e-4) * torch.arange(1, 7) / 21)
+    return (p,)
+
+
+def _slope(answer: Callable[[Tensor], Tensor]) -> Tensor | None:
     p = _with_empty_cells()[0].requires_grad_()
     result = answer(p)
     if not result.requires_grad:
-        return False
-    (slope,) = torch.autograd.grad(result, p, allow_unused=True)
+        return None
+    return torch.autograd.grad(result, p, allow_unused=True)[0]
+
+
+def _has_slope(answer: Callable[[Tensor], Tensor]) -> bool:
+    return _slope(answer) is not None
+
+
+def _finite_slope(answer: Callable[[Tensor], Tensor]) -> bool:
+    slope = _slope(answer)
     return slope is not None and bool(slope.isfinite().all())
+
+
+def _full_cells(p: Tensor, least: float = 0) -> Tensor:
+    full = p > least
+    return p[full] / torch.outer(p.sum(1), p.sum(0))[full]
 
 
 mutual_information = Check(
     SLUG,
     "mutual_information",
     _information,
-    [_with_empty_cells, _full_table],
+    [_with_empty_cells, _full_table, _small_cells],
+    atol=1e-4,  # a bound of 1e-6 under the logarithm is small enough
     mistakes=[
         Mistake(
             lambda p: _log_ratio(p, torch.outer(p.sum(0), p.sum(1))),
@@ -389,6 +486,32 @@ mutual_information = Check(
             lambda p: (p * (p / torch.outer(p.sum(0), p.sum(1))).log()).sum(),
             "empty cells give NaN, and the marginals are exchanged: both bugs are still there.\n"
             "Row i belongs to a: which axis do you sum over for p_i? And what is 0 · log 0?",
+        ),
+        Mistake(
+            lambda p: _log_ratio(p, (p.sum(1) * p.sum(0)).expand_as(p)),
+            "p.sum(1) * p.sum(0) multiplies the two marginals number by number: one row.\n"
+            "The product needs each p_i with each p_j: p.sum(1)[:, None] * p.sum(0)[None, :].",
+        ),
+        Mistake(
+            lambda p: (p * (p / (p.sum(1) * p.sum(0))).log()).sum(),
+            "empty cells give NaN, and p.sum(1) * p.sum(0) multiplies number by number: one row.\n"
+            "The product needs each p_i with each p_j: p.sum(1)[:, None] * p.sum(0)[None, :].\n"
+            "And what is 0 · log 0?",
+        ),
+        Mistake(
+            lambda p: _full_cells(p).log().sum(),
+            "the factor p before the logarithm is missing.\n"
+            "A cell contributes p log(p / (p_i p_j)): a pair that is rare counts little.",
+        ),
+        Mistake(
+            lambda p: (p[p > 1e-3] * _full_cells(p, 1e-3).log()).sum(),
+            "cells with few voxels are left out too; only empty ones contribute nothing.\n"
+            "With many bins most cells are small: take p > 0, not p > 1e-3.",
+        ),
+        Mistake(
+            lambda p: (p * ((p + 1e-3) / (torch.outer(p.sum(1), p.sum(0)) + 1e-3)).log()).sum(),
+            "the small number under the logarithm is not small: it changes the result.\n"
+            "Cells of 0.001 and less are usual. Take 1e-12.",
         ),
         Mistake(
             lambda p: -_information(p),
@@ -439,13 +562,19 @@ mutual_information = Check(
     ],
     laws=[
         Law(
+            _has_slope,
+            "right values, but no gradient reaches p.\n"
+            "Likely cause: detach(), item(), numpy(), torch.no_grad(), or torch.tensor(…) of a\n"
+            "result; nothing could be registered by this.",
+        ),
+        Law(
             _finite_slope,
-            "right values, but where a cell is empty the gradient is NaN, infinite or missing.\n"
+            "right values, but where a cell is empty the gradient is NaN or infinite.\n"
             "A registration by this loss would be NaN after its first step. torch.where or\n"
             "nan_to_num after the logarithm hide the NaN and keep the slope; xlogy has an\n"
             "infinite slope at 0. Bound what goes *into* the logarithm, clamp(min=1e-12), or take\n"
             "only p[p > 0].",
-        )
+        ),
     ],
     hints=[
         "Which sum has one number for each row? p.sum(1) sums over axis 1, the columns.",
@@ -471,6 +600,18 @@ def _neighbors(image: Tensor, mode: str = "replicate") -> Tensor:
 
 def _patch_distances(image: Tensor) -> Tensor:
     return _patch_mean((image - _neighbors(image)).square())
+
+
+def _padded_once(image: Tensor) -> Tensor:
+    """Patches of an image padded by two: beyond the border, voxel and neighbor are both copies."""
+    wide = F.pad(image, (2, 2, 2, 2), mode="replicate")
+    inner = wide[..., 1:-1, 1:-1]
+    cut = [wide[..., :-2, 1:-1], wide[..., 2:, 1:-1], wide[..., 1:-1, :-2], wide[..., 1:-1, 2:]]
+    return F.avg_pool2d((inner - torch.cat(cut, dim=1)).square(), 3, stride=1)
+
+
+def _over_v(distances: Tensor) -> Tensor:
+    return distances / distances.mean(1, keepdim=True)
 
 
 def _two_slices() -> tuple[Tensor]:
@@ -520,6 +661,59 @@ patch_distances = Check(
             lambda image: _patch_distances(image)[:, [2, 3, 0, 1]],
             "the axes are exchanged: channels 0 and 1 are for the neighbors above and below (axis\n"
             "−2, the rows), 2 and 3 for left and right (axis −1).",
+        ),
+        Mistake(
+            lambda image: _patch_distances(image)[:, [1, 0, 2, 3]],
+            "above and below are exchanged: channel 0 is for the voxel above, (i − 1, j).\n"
+            "A slice [:-2] of a padded axis holds what lies *before* each voxel.",
+        ),
+        Mistake(
+            lambda image: _patch_distances(image)[:, [0, 1, 3, 2]],
+            "left and right are exchanged: channel 2 is for the voxel to the left, (i, j − 1).\n"
+            "A slice [:-2] of a padded axis holds what lies *before* each voxel.",
+        ),
+        Mistake(
+            lambda image: _patch_mean((image - _neighbors(image, "reflect")).square()),
+            "outside the image this takes the voxel one inside the border (reflect).\n"
+            'The border value is to be repeated: F.pad(image, (1, 1, 1, 1), mode="replicate")',
+        ),
+        Mistake(
+            lambda image: F.avg_pool2d(
+                (image - _neighbors(image)).square(), 3, stride=1, padding=1
+            ),
+            "at the border, zeros count into the mean: avg_pool2d pads by 0.\n"
+            "Use patch_mean, which repeats the border value.",
+        ),
+        Mistake(
+            _padded_once,
+            "right inside; the border differs: the image is padded by two voxels here, and the\n"
+            "mean taken without padding. Take image − neighbor on the image's own voxels first;\n"
+            "patch_mean then repeats these *squared differences* at the border.",
+        ),
+        Mistake(
+            lambda image: _patch_distances(image)[:, :, None],
+            "the shape has one axis too many: stack makes a new axis.\n"
+            "The neighbors have a channel axis already: torch.cat(…, dim=1) joins along it.",
+        ),
+        Mistake(
+            lambda image: _patch_distances(image).transpose(0, 1)[:, :, None],
+            "the shape has one axis too many: stack makes a new axis.\n"
+            "The neighbors have a channel axis already: torch.cat(…, dim=1) joins along it.",
+        ),
+        Mistake(
+            lambda image: _patch_distances(image).transpose(0, 1).flatten(0, 1)[:, None],
+            "the four directions lie along axis 0, the batch.\n"
+            "cat joins along axis 0 unless told otherwise: torch.cat(…, dim=1).",
+        ),
+        Mistake(
+            lambda image: _over_v(_patch_distances(image)),
+            "these are D / V: the division by V (which is 0 in a flat patch) comes later.\n"
+            "Asked are the patch distances D themselves.",
+        ),
+        Mistake(
+            lambda image: torch.exp(-_over_v(_patch_distances(image))),
+            "this is exp(−D / V), nearly the whole of MIND.\n"
+            "Asked are the patch distances D themselves; the rest comes in the next cell.",
         ),
         Mistake(
             lambda image: (image - _neighbors(image)).square(),
@@ -595,8 +789,8 @@ def _best_shifts(m: float) -> dict[str, float]:
     information = -landscape(information_loss, other, t1, poses)
     return {
         "r² at the truth": float(squared[12]),
-        "best shift by r²": abs(_STEPS[int(squared.argmax())]),
-        "best shift by mutual information": abs(_STEPS[int(information.argmax())]),
+        "best shift by r²": _STEPS[int(squared.argmax())],
+        "best shift by mutual information": _STEPS[int(information.argmax())],
     }
 
 
@@ -612,16 +806,18 @@ blind_peak = Goal(
     SLUG,
     "blind_peak",
     _best_shifts,
-    lambda m: m["best shift by r²"] >= 6 and m["best shift by mutual information"] == 0,
+    lambda m: abs(m["best shift by r²"]) >= 6 and m["best shift by mutual information"] == 0,
     "a peak for which r² is largest at least 6 voxels away from the truth, and mutual\n"
     "information at the truth (a shift of 0).",
     reference=lambda: 0.44,
     valid=_from_0_to_1,
     hints=[
-        "Look at r² at the truth: the smaller it is, the easier any other place beats it. Is it "
-        "smaller for 0.3 or for 0.5?",
-        "r² is small where some voxels follow a rising line and others a falling one. The "
-        "background is at 0, the tissues lie between 0.3 and 1: where does the peak have to be?",
-        "Between 0.4 and 0.5; go in steps of 0.01.",
+        "A place can beat the truth only if r² at the truth is near 0. Look at the number that the "
+        "cell prints for 0.3, 0.4, 0.5 and 0.6: it falls and rises again.",
+        "r² is near 0 where no line helps. The background, half of the voxels, is one point at 0; "
+        "nearly all of the brain lies above 0.44, where the parabola falls if its peak is below. "
+        "For which m does the rise from background to brain just cancel the fall within the brain?",
+        "r² at the truth is smallest near 0.42. From there go up in steps of 0.01: it has to be "
+        "small, and to rise when you shift.",
     ],
 )

@@ -32,7 +32,7 @@ def joint_histogram_explorer(fixed: Tensor, moving: Sequence[Tensor]) -> Playgro
     Side by side: tiles of the warped and the fixed image, the joint histogram (dark where many
     voxels are, on a logarithmic scale; the fixed image's intensity runs to the right, the warped
     one's upward), and for each of its cells how much more often the pair occurs than by chance,
-    ``log2(p / (p_a p_b))`` in bits; cells with less than a thousandth of a percent of the voxels
+    ``log(p / (p_a p_b))`` in nats; cells with less than a thousandth of a percent of the voxels
     stay white. Outside the moving image its border value goes on.
 
     Args:
@@ -59,18 +59,19 @@ def joint_histogram_explorer(fixed: Tensor, moving: Sequence[Tensor]) -> Playgro
         require_same(f"moving[{k}]", source, "fixed", target)
     shape = (target.shape[2], target.shape[3])
     titles = ("tiles: warped, fixed", "counts: warped ↑ fixed →", "more than by chance")
-    page = Page(shape, titles, [("+6 bits", 1.0), ("0", 0.5), ("−6", 0.0)], lines=2)
+    page = Page(shape, titles, [("+4 nats", 1.0), ("0", 0.5), ("−4", 0.0)], lines=2)
     draw = partial(_draw, sources, target)
 
     def render(shift: float, rotation: float, contrast: float, bins: float) -> bytes:
         return png(draw(page, shift, rotation, contrast, bins))
 
     last = len(sources) - 1
-    settings = [(0.0, 0.0, last, 32.0), (5.0, 0.0, last, 32.0), (20.0, 10.0, last, 32.0)]
+    settings = [(0.0, 0.0, last, 32.0), (7.0, 0.0, last, 32.0)]
+    settings += [(0.0, 0.0, 1, 32.0), (3.0, 0.0, 1, 32.0)]
     caption = (
-        f"Three settings of the joint histogram explorer with contrast {last} and 32 bins: "
-        "no shift, 5 voxels, and 20 voxels with a rotation by 10 degrees. The counts disperse; "
-        "mutual information is "
+        f"Four settings of the joint histogram explorer with 32 bins: contrast {last} without a "
+        "shift and shifted by 7 voxels, contrast 1 without a shift and shifted by 3. The counts "
+        "disperse; mutual information is "
         + ", ".join(f"{_scores(sources, target, *setting)[2]:.2f}" for setting in settings)
         + " nats."
     )
@@ -167,11 +168,11 @@ def _draw(
         low, high = intensity_range(torch.cat([warped.flatten(), target.flatten()]))
         tile = max(1, max(page.shape) // 8)
         odd = identity_grid(page.shape).div(tile).floor().sum(0).remainder(2).bool()
-        ratio = (p.clamp(min=1e-30) / torch.outer(p.sum(1), p.sum(0)).clamp(min=1e-30)).log2()
+        ratio = (p.clamp(min=1e-30) / torch.outer(p.sum(1), p.sum(0)).clamp(min=1e-30)).log()
         panels = [
             gray(torch.where(odd, target, warped)[0, 0], low, high, page.panel),
             gray(-_enlarged((p + 1e-6).log10(), page.panel), 2, 6, page.panel),
-            diverging(_enlarged(ratio * (p > 1e-5), page.panel), -6, 6, page.panel),
+            diverging(_enlarged(ratio * (p > 1e-5), page.panel), -4, 4, page.panel),
         ]
     lines = (
         f"shift {shift:.1f} voxels, rotation {rotation:.1f}°, contrast {round(contrast)}, "
