@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 15 · Evaluation: which numbers can be bought
 #
-# At the end of this lesson you have bought a perfect Dice with a field that is nonsense, you know which number would have caught you, and you can say from ten patients whether one method beats another.
+# At the end of this lesson you have bought a perfect Dice with a field that is nonsense, you know which number would have caught you, and you can say from ten cases whether one method beats another.
 #
-# **Reading**: 38 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11, 12, 13 and 14.
+# **Reading**: 40 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11, 12, 13 and 14.
 #
 # **You will be able to**
 # - *predict* what a given error costs in Dice and in Hausdorff distance,
@@ -30,12 +30,12 @@ from course_lib.spatial import jacobian_determinant, warp, warp_points
 from course_lib.widgets import disc_pair, evaluation_explorer
 
 course = setup()
-pair = brains.pair(100)  # a synthetic patient: labels, and the true displacement, are known
+pair = brains.pair(100)  # two synthetic people, whose labels and true displacement are known
 
 # %% [markdown]
 # ## 1 · Which one would you take?
 #
-# Two methods registered the same pair of brains. Method A is `refine` of lesson 00. How method B works, the next cell says in code; leave it unread for now, and look at the pictures first.
+# Two methods registered the same pair of brains. Method A is `refine` of lesson 00. How method B works, the next cell says in code; look at the pictures first, and come back to it when its trick is told.
 
 # %%
 def method_b(pair):
@@ -51,7 +51,7 @@ def method_b(pair):
     return u
 
 
-# %% tags=["cover"]
+# %%
 quick = {"factors": (4, 2), "steps": 20}
 u_a, u_b = refine(pair.moving, pair.fixed, **quick), method_b(pair)
 show(
@@ -76,15 +76,16 @@ assert b["Dice gray"] == b["Dice white"] == 1 and b["HD95 (mm)"] == 0
 assert b["correlation"] > truth["correlation"] and b["correlation"] > a["correlation"]
 
 # %% [markdown]
-# B wins every column: perfect overlap of both tissues, a Hausdorff distance of 0, and a higher correlation than the *true* displacement reaches, because it fits the noise too.
+# HD95, a distance between outlines, is the mean over both tissues here. B wins every column: perfect overlap of both tissues, a Hausdorff distance of 0, and a higher correlation than the *true* displacement reaches, because it fits the noise too.
 #
 # **Predict**: what do the two maps look like, drawn as grids?
 
 # %%
+corner = (..., slice(100, 120), slice(50, 70))                          # 20 × 20 voxels
 show(
-    fields({"A": u_a, "B": u_b}),
-    alt="The grid of method A is gently bent and its determinant near 1 nearly everywhere. The grid "
-    "of method B has drowned in magenta, the color of folds, and half of its determinant has it.",
+    fields({"A": u_a, "B, 20 × 20 voxels": u_b[corner]}),
+    alt="The grid of method A is gently bent and its determinant near 1 nearly everywhere. Of method "
+    "B a corner is shown: half of its determinant is magenta, the color of folds.",
 )
 everything
 
@@ -93,7 +94,7 @@ assert b["error (mm)"] > 50 and b["folding (%)"] > 40 and a["error (mm)"] < 1.5 
 assert b["SDlogJ"] > 100 * truth["SDlogJ"]
 
 # %% [markdown]
-# B sorted the voxels of each tissue by brightness, in both images, and sent the darkest to the darkest, and so on to the brightest. It sends neighbors to opposite ends of the brain, 70 mm off on average. T. Rohlfing published a "method" of this kind in 2012, as a warning: high similarity and high overlap do not show that a registration is right. The columns that catch it, error, SDlogJ and folding, look at the **map**.
+# B (its cell above can be read now) sorted the voxels of each tissue by brightness, in both images, and sent the darkest to the darkest, and so on to the brightest. It sends neighbors to opposite ends of the brain, 70 mm off on average. T. Rohlfing published a "method" of this kind in 2012, as a warning: high similarity and high overlap do not show that a registration is right. The columns that catch it, error, SDlogJ and folding, look at the **map**.
 #
 # So what is each column good for? We take them one by one.
 
@@ -130,7 +131,7 @@ print({f"fixed and {name}": round(soft(f, image), 2) for name, image in scores.i
 assert soft(f, f / 2) < 0.6 < 0.75 < soft(f, f) < 0.80 and soft(f, pair.moving) > soft(f, f) + 0.01
 
 # %% [markdown]
-# Not 1 but 0.78, since $ab < a$ wherever an intensity is below 1; and a *different* brain, a little brighter, scores more than the image itself. The same picture at half its brightness falls to 0.52. A "Dice" that falls may only say that the images got darker. The test that tells: **a thing compared with itself must score 1**.
+# Not 1 but 0.78, since $ab < a$ wherever an intensity is below 1; and the *moving* image, another person's and a little brighter, scores more than the image itself. The same picture at half its brightness falls to 0.52. A "Dice" that falls may only say that the images got darker. The test that tells: **a thing compared with itself must score 1**.
 
 # %% [markdown]
 # ## 3 · Hausdorff: how far apart are the outlines?
@@ -140,7 +141,7 @@ assert soft(f, f / 2) < 0.6 < 0.75 < soft(f, f) < 0.80 and soft(f, pair.moving) 
 # %% [markdown]
 # ### Play
 #
-# A disc was registered to a disc. Three sliders: how large it is, by how much it missed (shift), and how far off a single voxel strayed. In the middle all distances are sorted: HD95 is the height at the amber line, the largest distance is at the end.
+# A disc was registered to a disc. Three sliders: how large it is, by how much it missed (shift), and how far off a single voxel strayed. In the middle are the distances between the outlines, sorted, at each percent those of the worse direction: HD95 is the height at the amber line, the largest distance is at the end. On the right, each outline voxel has the color of its distance, with a minus on the fixed outline. Readers without sliders find both answers among the four stills below.
 #
 # **Question 1**: shift 2, no stray voxel. From which radius on is Dice at least 0.90? What does HD95 say meanwhile?
 # **Question 2**: shift 0, stray voxel at 30. From which radius on does HD95 not see it? And Dice?
@@ -198,7 +199,7 @@ assert tre["true displacement"].max() < 1e-3 and 1.6 < twice / none < 2.1
 #
 # ### Not at the points you fitted
 #
-# Landmarks can also be used to *find* a map. Then the distance left at these same points is the **fiducial registration error**, FRE. It looks like a TRE, and it is not one. Let eight landmarks be marked with an error of 2 mm, the truth be affine, and fit ever more flexible maps: a shift, an affine map, a quadratic one, and a spline that passes through every point.
+# Until now the map was given, and landmarks judged it. Landmarks can also be used to *find* a map: one asks for the map of a given kind that takes them nearest to their partners. Then the distance left at these same points is the **fiducial registration error**, FRE. It looks like a TRE, and it is not one. Let eight landmarks be marked with an error of 2 mm, the truth be affine, and fit ever more flexible maps: a shift, an affine map, a quadratic one, and a spline that passes through every point.
 #
 # **Predict**: which map has the smallest FRE? Which the smallest error at 100 other places?
 
@@ -243,15 +244,15 @@ ax.plot(kinds, tre, "s--", color="#d55e00", label="TRE: elsewhere")
 ax.set(xlabel="map, ever more flexible", ylabel="median error (mm)", ylim=(0, None))
 ax.legend()
 show(figure, alt="FRE falls with every more flexible map, to 0 for the spline; TRE is smallest for "
-     "the affine map and rises again.")  # fmt: skip
+     "the affine map, and larger for the quadratic one and the spline.")  # fmt: skip
 affine = trials["affine"]
 r = np.corrcoef(affine.T)[0, 1]
 print(f"affine fits: correlation of FRE and TRE over 200 trials {r:.2f}")
 assert (np.diff(fre) < 0).all() and fre[3] < 1e-6 and tre.argmin() == 1
-assert tre[3] > 1.4 * tre[1] and abs(r) < 0.2
+assert min(tre[2], tre[3]) > 1.4 * tre[1] and tre[0] > 5 * tre[1] and abs(r) < 0.2
 
 # %% [markdown]
-# FRE falls to 0, and TRE rises: the flexible maps fit the experts' trembling hands. Even for the right kind of map, a small FRE does not announce a small TRE: over 200 trials the two are uncorrelated, as J. M. Fitzpatrick showed for rigid maps. **What was fitted cannot judge the fit.** The same holds for a network that was trained with a Dice loss and is then judged by Dice of the same structures.
+# FRE falls from map to map, to 0. TRE is smallest for the affine map, the right kind; both more flexible ones are worse, since they fit the expert's trembling hand. Even for the right kind of map, a small FRE does not announce a small TRE: over 200 trials the two are uncorrelated, as J. M. Fitzpatrick showed for rigid maps. **What was fitted cannot judge the fit.** The same holds for a network that was trained with a Dice loss and is then judged by Dice of the same structures.
 
 # %% [markdown]
 # ## 5 · Look at the map itself
@@ -284,26 +285,28 @@ cases = over_cases(methods, pairs, {2: "gray", 3: "white"}, progress=True)
 cases
 
 # %% [markdown]
-# **Predict**: Dice of gray matter is 0.905 ± 0.031 for $\lambda = 5$ and 0.917 ± 0.028 for $\lambda = 2.5$. The difference is a third of the scatter. Is it real?
+# **Predict**: Dice of gray matter is 0.905 ± 0.031 for $\lambda = 5$ and 0.917 ± 0.028 for $\lambda = 2.5$. The difference is two fifths of the scatter. Is it real? (The ten cases grew from two heads, even seeds from one and odd from the other; the colors tell them apart.)
 
-# %%
+# %% tags=["cover"]
 stiff, middle = (cases.values(f"λ = {weight}", "Dice gray") for weight in (5, 2.5))
 figure = Figure(figsize=(7.5, 3.2), layout="constrained")
 left, right = figure.subplots(1, 2)
-for one, other in zip(stiff, middle):
-    left.plot([0, 1], [one, other], "o-", color="#0072b2", markersize=4)
+for case, (one, other) in enumerate(zip(stiff, middle)):
+    head = {"color": ("#0072b2", "#009e73")[case % 2], "marker": "os"[case % 2]}
+    left.plot([0, 1], [one, other], markersize=4, **head)
+    right.plot(other - one, case, **head)
 left.set(xticks=[0, 1], xlim=(-0.3, 1.3), ylabel="Dice of gray matter")
 left.set_xticklabels(["λ = 5", "λ = 2.5"])  # one line for each case
-right.plot(middle - stiff, range(len(stiff)), "o", color="#d55e00")
 right.axvline(0, color="#555555", linestyle="--")
 right.set(xlabel="difference of Dice, λ = 2.5 minus λ = 5", ylabel="case")
-show(figure, alt="Left, ten lines between two clouds that overlap; every line rises. Right, the ten "
-     "differences, all to the right of zero.")  # fmt: skip
+show(figure, alt="Left, ten lines from the Dice for λ = 5 to the Dice for λ = 2.5, five for each of "
+     "two heads; the columns overlap, and every line rises. Right, the ten differences, all to the "
+     "right of zero.")  # fmt: skip
 assert abs(stiff.mean() - 0.905) < 0.004 and abs(middle.mean() - 0.917) < 0.004
-assert 0.02 < middle.std(ddof=1) < 0.035 and (middle > stiff).all()
+assert 0.35 < (middle - stiff).mean() / middle.std(ddof=1) < 0.45 and (middle > stiff).all()
 
 # %% [markdown]
-# It is. The clouds overlap since *patients* differ; every single line rises. Subtract case by case, and the patient drops out. `compare` does so and says three things: the mean difference; a **bootstrap** interval, which asks how the mean would vary if the ten cases were drawn anew, with replacement, from themselves; and **Wilcoxon's** signed-rank test, which asks how often ranks and signs like these would arise if each sign were a coin toss.
+# It is. The columns overlap since *cases* differ, the two heads most of all; every single line rises. Subtract case by case, and the case drops out. `compare` does so and says three things: the mean difference; a **bootstrap** interval, which asks how the mean would vary if the ten cases were drawn anew, with replacement, from themselves; and **Wilcoxon's** signed-rank test, which asks how often ranks and signs like these would arise if each sign were a coin toss.
 
 # %%
 cases.compare("λ = 2.5", "λ = 5", "Dice gray")
@@ -324,11 +327,12 @@ similar, error, folds = (
 )
 assert similar.mean > 0 and similar.p_value < 0.05 and len(cases.columns) == 7
 assert error.p_value > 0.2 and error.low < 0 < error.high and folds.mean > 0.05
+assert (folds.differences >= 0).all() and (folds.differences == 0).any()
 
 # %% [markdown]
-# A higher correlation, "significantly"; no smaller error; more folds. The softer map bought similarity, and lands no better. Three more things to know before you write "p < 0.05":
+# A higher correlation, "significantly"; no smaller error; more folds. (Cases that have no fold with either weight are "equal"; Wilcoxon's test leaves them out.) The softer map bought similarity, and lands no better. Three more things to know before you write "p < 0.05":
 #
-# - **Few cases.** With $N$ cases the smallest possible p is $2/2^N$: five cases cannot give p < 0.05, however good the method. And a bootstrap of few cases is too sure of itself, as the next cell counts.
+# - **Few cases.** With $N$ cases that differ the smallest possible p is $2/2^N$: five cases cannot give p < 0.05, however good the method. And a bootstrap of few cases is too sure of itself, as the next cell counts.
 # - **Dependent cases.** Our ten pairs come from two heads (even seeds: the template, odd: Colin27). The p-value speaks of further pairs of *this* kind, not of further people.
 # - **Many columns.** Three comparisons in seven columns are 21 tests: one is expected below 0.05 by chance alone. Name the column that counts *before* you look.
 
@@ -352,24 +356,27 @@ assert even.min() > odd.max()                                           # two he
 # %% [markdown]
 # ## Common mistakes
 #
-# **Counting the background.** It is the largest "structure" and always fits. In [medical-datasets#9](https://github.com/adalca/medical-datasets/issues/9) somebody finds a mean Dice of 0.86 between subjects that nobody had registered deformably; the maintainer's guess is the background label. Here is what the two ways of averaging say when the moving head is 20 voxels out of place:
+# **Counting the background.** It is the largest "structure" and always fits. In [medical-datasets#9](https://github.com/adalca/medical-datasets/issues/9) somebody finds a mean Dice of 0.86 between subjects that nobody had registered deformably; the maintainer's guess is the background label. Here is what both means say when the moving head is 20 voxels out of place:
 
 # %%
 shifted = pair.moving_labels.roll(20, 2)
 without, zero = dice(shifted, pair.fixed_labels, [1, 2, 3]), dice(shifted, pair.fixed_labels, [0])
 every_voxel = (shifted == pair.fixed_labels).float().mean()
-print(f"tissues {float(without.mean()):.2f}, background {float(zero):.2f}, "
-      f"share of equal voxels {float(every_voxel):.2f}")  # fmt: skip
-assert without.mean() < 0.45 < 0.6 < every_voxel and zero > 0.8
+with_it = (without.sum() + zero.sum()) / 4
+print(f"mean Dice of the tissues {float(without.mean()):.2f}, with the background "
+      f"{float(with_it):.2f}; share of equal voxels {float(every_voxel):.2f}")  # fmt: skip
+assert without.mean() < 0.35 < 0.42 < with_it and every_voxel > 0.6 and zero > 0.8
 
 # %% [markdown]
-# **Warping labels another way than your competitor.** Nearest neighbor or one-hot and linear (lesson 12): the same field gets another Dice. The author of TransMorph suggests the linear way in [LKU-Net#1](https://github.com/xi-jia/LKU-Net/issues/1): with it, he writes, Dice improves. Beside the difference of 0.011 between two methods above, it is not small:
+# **Warping labels another way than your competitor.** Nearest neighbor or one-hot and linear (lesson 12): the same field gets another Dice. The author of TransMorph suggests the linear way in [LKU-Net#1](https://github.com/xi-jia/LKU-Net/issues/1): with it, he writes, Dice improves. Here it raises fluid, gray and white matter by 0.012, 0.004 and 0.004. For gray matter, that is a third of what $\lambda$ did above:
 
 # %%
 nearest = warp(pair.moving_labels, u_a, mode="nearest")
 ways = [dice(x, pair.fixed_labels)[0] for x in (nearest, warp_labels(pair.moving_labels, u_a))]
 print("one-hot and linear, minus nearest:", [f"{float(d):+.3f}" for d in ways[1] - ways[0]])
-assert (ways[1] > ways[0]).all() and (ways[1] - ways[0]).max() > 0.005
+fluid, gray, white = (ways[1] - ways[0]).tolist()
+assert 0.009 < fluid < 0.015 and 0.002 < min(gray, white) and max(gray, white) < 0.006
+assert 0.2 < gray / better.mean < 0.45
 
 # %% [markdown]
 # **Comparing with a number from a paper.** Other labels, other warps, other cases, other code: people ask how scores were computed because they cannot tell ([LapIRN#16](https://github.com/cwmok/LapIRN/issues/16)), and get far lower ones themselves ([LapIRN#21](https://github.com/cwmok/LapIRN/issues/21), [TransMorph#11](https://github.com/junyuchen245/TransMorph_Transformer_for_Medical_Image_Registration/issues/11)). Run both methods yourself, on the same cases, in the same table.
