@@ -316,7 +316,8 @@ class Comparison:
             self.name,
             f"  mean difference  {self.mean:+.4f}",
             f"  95 % interval    {self.low:+.4f} to {self.high:+.4f}",
-            f"  Wilcoxon         p = {self.p_value:.2g}, from {count} cases: {up} up, {down} down{equal}",
+            f"  Wilcoxon         p = {self.p_value:.2g}, from {count} cases: "
+            f"{up} up, {down} down{equal}",
         ]
         if 0 < differ < 6:
             cases = "1 case" if differ == 1 else f"{differ} cases"

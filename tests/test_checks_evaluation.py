@@ -163,7 +163,7 @@ WRONG = {
 
 
 NAMED = [  # slips of the cheat, and of what is asked besides the values, with words of the message
-    (checks.cheat, written_into_a_copy, "writes\ninto that copy"),
+    (checks.cheat, written_into_a_copy, "writes into that copy"),
     (checks.cheat, lambda: torch.zeros(1, 2, 224, 192), "0 everywhere"),
     (checks.cheat, lambda: -checks._scrambled(), "its sign is wrong"),
     (checks.cheat, lambda: checks._scrambled().flip(1), "rows and columns are swapped"),

@@ -72,12 +72,12 @@ shifted_squares = Check(
         Mistake(
             lambda: (0.75, 0.975, 0.95),
             "both Dice are right; the distance is not 0.95.\n"
-            "The percentile is a rank, not a factor: 95 % of the distances are at most this long,\n"
+            "The percentile is a rank, not a factor: 95 % of the distances are at most that long,\n"
             "and each of them here is either 0 or a whole step.",
         ),
         Mistake(
             lambda: (0.75, 0.98, 1.0),
-            "all right, but the second Dice is rounded: give it exactly, as a fraction if you like.",
+            "right, but the second Dice is rounded: give it exactly, as a fraction if you like.",
         ),
         Mistake(
             lambda: (75.0, 97.5, 1.0),
@@ -224,12 +224,12 @@ dice = Check(
         ),
         Mistake(
             _nan_where(lambda a, b: a == 0),
-            "a structure that a lacks gets NaN, also where b has it: it would drop out of a mean.\n"
+            "a structure that a lacks gets NaN, though b has it: it would drop out of a mean.\n"
             "It gets 0. NaN is for structures that neither map has.",
         ),
         Mistake(
             _nan_where(lambda a, b: b == 0),
-            "a structure that b lacks gets NaN, also where a has it: it would drop out of a mean,\n"
+            "a structure that b lacks gets NaN, though a has it: it would drop out of a mean,\n"
             "and a method that loses a structure would look the better for it.\n"
             "It gets 0. NaN is for structures that neither map has.",
         ),
@@ -267,7 +267,7 @@ dice = Check(
         ),
         Mistake(
             lambda a, b, values: metrics.dice(a, b, values).T.flatten(),
-            "all numbers are in one row: these are the columns end to end, as torch.cat puts them.\n"
+            "all numbers are in one row: the columns end to end, as torch.cat puts them.\n"
             "The result is (B, L), also for a batch of one: torch.stack(columns, dim=1).",
         ),
         Mistake(
@@ -282,7 +282,7 @@ dice = Check(
         ),
         Mistake(
             _by_counts(lambda both, a, b: 2 * both / (a + b - both)),
-            "twice the overlap is divided by the union, |A ∪ B|: two equal structures would get 2.\n"
+            "twice the overlap is divided by the union, |A ∪ B|: two equal structures get 2.\n"
             "Likely cause: in_a + in_b on boolean masks, where + means OR. Sum each mask first,\n"
             "then add the two counts.",
         ),
@@ -643,7 +643,7 @@ hausdorff95 = Check(
                 lambda there, back: max(np.percentile(x**2, 95) for x in (there, back)) ** 0.5
             ),
             "the root is taken after the percentile, of squared distances.\n"
-            "The percentile interpolates between two distances, and between their squares it finds\n"
+            "The percentile interpolates between two distances; between their squares it finds\n"
             "another value: take the root first.",
         ),
         Mistake(
@@ -701,7 +701,7 @@ hausdorff95 = Check(
                 lambda there, back: max(np.sort(x)[int(0.95 * len(x))] for x in (there, back))
             ),
             "this sorts the distances and takes the one at 0.95 times their number.\n"
-            "np.percentile interpolates between two of them; with few points that is another number.",
+            "np.percentile interpolates between two of them; with few points that differs.",
         ),
         Mistake(
             _of_distances(lambda there, back: max(np.percentile(x, 5) for x in (there, back))),
@@ -979,8 +979,8 @@ def _slip(field: Tensor) -> str | None:
     if not field.any():
         return (
             "your field is 0 everywhere.\n"
-            "If you wrote into it: u[:, :, inside] makes a copy, and u[:, :, inside][0] = … writes\n"
-            "into that copy. u[0][:, inside] = … writes into u."
+            "If you wrote into it: u[:, :, inside] makes a copy, and u[:, :, inside][0] = …\n"
+            "writes into that copy. u[0][:, inside] = … writes into u."
         )
     if _cheated(_what_a_table_says(field)):
         return _by_brightness(field)
