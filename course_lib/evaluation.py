@@ -295,7 +295,8 @@ class Comparison:
         differences: ``(N,)``, first − second, a case each.
         mean: their mean.
         low, high: 95 % bootstrap interval of the mean.
-        p_value: of Wilcoxon's signed-rank test, two-sided; never below ``2 / 2**N``.
+        p_value: of Wilcoxon's signed-rank test, two-sided. Cases without a difference do not count
+            in it; with ``n`` cases that differ it is never below ``2 / 2**n``.
         name: what was subtracted from what.
     """
 
@@ -309,17 +310,20 @@ class Comparison:
     def __repr__(self) -> str:
         """The numbers, how many cases they come from, and how small p could have been."""
         up, down = int((self.differences > 0).sum()), int((self.differences < 0).sum())
-        count = len(self.differences)
+        count, differ = len(self.differences), up + down
+        equal = f", {count - differ} equal" if differ < count else ""
         lines = [
             self.name,
             f"  mean difference  {self.mean:+.4f}",
             f"  95 % interval    {self.low:+.4f} to {self.high:+.4f}",
-            f"  Wilcoxon         p = {self.p_value:.2g}, from {count} cases: {up} up, {down} down",
+            f"  Wilcoxon         p = {self.p_value:.2g}, from {count} cases: "
+            f"{up} up, {down} down{equal}",
         ]
-        if 2 / 2**count > 0.05:
-            lines.append(
-                f"  {count} cases cannot give p below {2 / 2**count:.2g}, whatever happens"
-            )
+        if 0 < differ < 6:
+            cases = "1 case" if differ == 1 else f"{differ} cases"
+            if equal:
+                cases += " that differs" if differ == 1 else " that differ"
+            lines.append(f"  {cases} cannot give p below {2 / 2**differ:.2g}, whatever happens")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -348,7 +352,8 @@ def paired_comparison(
         seed: of its random numbers.
 
     Returns:
-        The :class:`Comparison`; its p-value is 1 where all differences are 0.
+        The :class:`Comparison`; its p-value is 1 where all differences are 0. Cases that do not
+        differ count for the mean and the interval, but not for the p-value.
 
     Raises:
         TypeError, ValueError: on what is no list of finite numbers, unequal or fewer than two.

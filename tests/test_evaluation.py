@@ -299,6 +299,27 @@ def test_few_cases_are_said_to_be_few(count: int, said: bool) -> None:
     assert "&lt;b&gt;" in paired_comparison([1, 2], [0, 0], name="<b>")._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("differences", "counted", "least"),
+    [
+        ([1, 2, 3, 0, 0], "5 cases: 3 up, 0 down, 2 equal", "3 cases that differ"),
+        ([1, 2, 3, -4, 5, 6, 0], "7 cases: 5 up, 1 down, 1 equal", None),
+        ([0, 2], "2 cases: 1 up, 0 down, 1 equal", "1 case that differs cannot"),
+        ([0, 0, 0], "3 cases: 0 up, 0 down, 3 equal", None),
+        ([1, 2, 3], "3 cases: 3 up, 0 down\n", "3 cases cannot give p below 0.25"),
+    ],
+)
+def test_cases_that_do_not_differ_are_counted(
+    differences: list[float], counted: str, least: str | None
+) -> None:
+    compared = paired_comparison(differences, [0] * len(differences))
+    differ = sum(d != 0 for d in differences)
+    assert counted in repr(compared)
+    assert ("cannot give p below" in repr(compared)) == (least is not None)
+    assert least is None or least in repr(compared)
+    assert compared.p_value >= min(1, 2 / 2**differ) - 1e-9
+
+
 def test_a_lost_structure_is_not_averaged() -> None:
     with pytest.raises(ValueError, match=r"^first: .*1 NaN or infinite"):
         paired_comparison([1.0, np.inf], [1.0, 2.0])

@@ -1,6 +1,6 @@
 """Checks of exercise 15: Dice, Hausdorff 95, landmarks in mm, paired differences, and a cheat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -70,6 +70,16 @@ shifted_squares = Check(
             "The squares move along the columns only: how far is it straight across?",
         ),
         Mistake(
+            lambda: (0.75, 0.975, 0.95),
+            "both Dice are right; the distance is not 0.95.\n"
+            "The percentile is a rank, not a factor: 95 % of the distances are at most that long,\n"
+            "and each of them here is either 0 or a whole step.",
+        ),
+        Mistake(
+            lambda: (0.75, 0.98, 1.0),
+            "right, but the second Dice is rounded: give it exactly, as a fraction if you like.",
+        ),
+        Mistake(
             lambda: (75.0, 97.5, 1.0),
             "right, but in percent: Dice goes from 0 to 1.",
         ),
@@ -91,14 +101,15 @@ def _label_maps() -> tuple[Tensor, Tensor, list[int]]:
     noise = torch.randint(0, 4, a.shape, generator=generator)
     b = torch.where(torch.rand(a.shape, generator=generator) < 0.4, noise, a)
     a[1][a[1] == 3] = 0  # in the second item, structure 3 is in b only
+    b[0][b[0] == 1] = 0  # in the first one, structure 1 is in a only
     a[:, :, 0, :3], b[:, :, 0, 2:5] = 5, 5
-    return a, b, [5, 1, 3, 8]
+    return a, b, [5, 1, 0, 3, 8]
 
 
 def _small_maps() -> tuple[Tensor, Tensor, list[int]]:
     a = torch.tensor([[1, 1, 0, 2], [0, 1, 0, 2]])[None, None]
     b = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 2]])[None, None]
-    return a, b, [1, 2, 9]
+    return a, b, [9, 1, 2]
 
 
 def _counts(a: Tensor, b: Tensor, values: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,10 +139,14 @@ def _agreement(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
     return 2 * (a == b).flatten(1).sum(1, keepdim=True) / (in_a + in_b)
 
 
-def _nan_where_one_lacks(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
-    _, in_a, in_b = _counts(a, b, values)
-    overlap = metrics.dice(a, b, values)
-    return torch.where((in_a == 0) | (in_b == 0), torch.nan, overlap)
+def _nan_where(lacks: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """NaN by the sizes in a and in b, (B, L) each."""
+
+    def wrong(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
+        _, in_a, in_b = _counts(a, b, values)
+        return torch.where(lacks(in_a, in_b), torch.nan, metrics.dice(a, b, values))
+
+    return wrong
 
 
 def _truth_as_label(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
@@ -140,6 +155,11 @@ def _truth_as_label(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
     agree = (a == b).flatten(1)
     both = torch.stack([(agree == value).sum(1) for value in values], dim=1)
     return 2 * both / (in_a + in_b)
+
+
+def _all_that_occur(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
+    """The labels of both maps, the background too, in place of the values."""
+    return metrics.dice(a, b, torch.cat([a, b]).unique().tolist())
 
 
 def _of_numbers(a: Tensor, b: Tensor, values: Sequence[int]) -> Tensor:
@@ -203,7 +223,18 @@ dice = Check(
             "Sum over the axes 1, 2 and 3, not over the batch.",
         ),
         Mistake(
-            _nan_where_one_lacks,
+            _nan_where(lambda a, b: a == 0),
+            "a structure that a lacks gets NaN, though b has it: it would drop out of a mean.\n"
+            "It gets 0. NaN is for structures that neither map has.",
+        ),
+        Mistake(
+            _nan_where(lambda a, b: b == 0),
+            "a structure that b lacks gets NaN, though a has it: it would drop out of a mean,\n"
+            "and a method that loses a structure would look the better for it.\n"
+            "It gets 0. NaN is for structures that neither map has.",
+        ),
+        Mistake(
+            _nan_where(lambda a, b: (a == 0) | (b == 0)),
             "a structure that only one of the two maps has gets NaN: it would drop out of a mean,\n"
             "and a method that loses a structure would look the better for it.\n"
             "It gets 0. NaN is for structures that neither map has.",
@@ -223,6 +254,42 @@ dice = Check(
             lambda a, b, values: metrics.dice(a, b),
             "the argument values is not used: these are the labels that occur, in sorted order.\n"
             "Column k belongs to values[k], also if no voxel has that label.",
+        ),
+        Mistake(
+            _all_that_occur,
+            "the argument values is not used: these are the labels that occur, 0 among them.\n"
+            "Column k belongs to values[k], also if no voxel has that label.",
+        ),
+        Mistake(
+            lambda a, b, values: metrics.dice(a, b, [v for v in values if v != 0]),
+            "label 0 is left out, though it is among the values: a column is missing.\n"
+            "Whoever asks for a label gets its column; leaving out is done by the reader.",
+        ),
+        Mistake(
+            lambda a, b, values: metrics.dice(a, b, values).T.flatten(),
+            "all numbers are in one row: the columns end to end, as torch.cat puts them.\n"
+            "The result is (B, L), also for a batch of one: torch.stack(columns, dim=1).",
+        ),
+        Mistake(
+            lambda a, b, values: metrics.dice(a, b, values).flatten(),
+            "all numbers are in one row; the result is (B, L), a row for each item of the batch,\n"
+            "also for a batch of one.",
+        ),
+        Mistake(
+            lambda a, b, values: metrics.dice(a, b, values).squeeze(0),
+            "for a batch of one the batch axis is lost; the result is (B, L), also where B is 1.\n"
+            "Likely cause: squeeze(), which drops every axis of size 1. Name the axis: squeeze(1).",
+        ),
+        Mistake(
+            _by_counts(lambda both, a, b: 2 * both / (a + b - both)),
+            "twice the overlap is divided by the union, |A ∪ B|: two equal structures get 2.\n"
+            "Likely cause: in_a + in_b on boolean masks, where + means OR. Sum each mask first,\n"
+            "then add the two counts.",
+        ),
+        Mistake(
+            lambda a, b, values: metrics.dice(a, b, list(set(values))),
+            "the columns are in the order of a set, which is not the order of values.\n"
+            "Column k belongs to values[k], as they were given: go through the list itself.",
         ),
         Mistake(
             lambda a, b, values: metrics.dice(a, b, sorted(values)),
@@ -248,7 +315,8 @@ dice = Check(
         "For one structure v: in_a = a == v and in_b = b == v are boolean masks. Their overlap is "
         "(in_a & in_b).",
         "Sum over the axes 1, 2 and 3, not over 0. torch.stack(columns, dim=1) makes (B, L).",
-        "An integer tensor divided by one is floating, and 0 / 0 is NaN there by itself.",
+        "An integer tensor divided by one is floating, and 0 / 0 is NaN there by itself. Python's "
+        "own numbers raise a ZeroDivisionError instead: do without .item() and int().",
     ],
 )
 
@@ -266,10 +334,11 @@ def _landmarks() -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
     return points, partners, field, (3.0, _SPACING[1])
 
 
-def _one_landmark() -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
+def _two_landmarks() -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
     field = torch.zeros(1, 2, 9, 8)
     field[:, 0], field[:, 1] = 1.0, -2.0
-    return torch.tensor([[[4.0, 5.0]]]), torch.tensor([[[6.0, 4.0]]]), field, (2.0, 0.5)
+    points = torch.tensor([[[4.0, 5.0], [2.0, 6.0]]])
+    return points, torch.tensor([[[6.0, 4.0], [3.0, 1.0]]]), field, (2.0, 0.5)
 
 
 def _lengths(miss: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -285,6 +354,10 @@ def _looked_up(points: Tensor, u: Tensor) -> Tensor:
     return torch.stack([f[:, i, j].T for f, i, j in zip(u, rows, columns, strict=True)])
 
 
+def _looked_up_below(points: Tensor, u: Tensor) -> Tensor:
+    return _looked_up(points.floor(), u)
+
+
 def _u_taken_for_mm(p: Tensor, q: Tensor, u: Tensor, spacing: Sequence[float]) -> Tensor:
     s = torch.tensor(spacing)
     return (p * s + (spatial.warp_points(p, u) - p) - q * s).norm(dim=2)
@@ -294,7 +367,7 @@ tre_mm = Check(
     SLUG,
     "tre_mm",
     metrics.target_registration_error,
-    [_one_landmark, _landmarks],
+    [_two_landmarks, _landmarks],
     mistakes=[
         Mistake(
             lambda p, q, u, s: _miss(q, p, u).norm(dim=2) * sum(s) / len(s),
@@ -359,6 +432,60 @@ tre_mm = Check(
             "Landmarks lie between voxels: warp_points interpolates.",
         ),
         Mistake(
+            lambda p, q, u, s: _lengths(p + _looked_up_below(p, u) - q, s),
+            "the displacement is looked up at the voxel that .long() or int() cuts down to.\n"
+            "Landmarks lie between voxels: warp_points interpolates.",
+        ),
+        Mistake(
+            lambda p, q, u, s: _lengths(_miss(p, p, u), s),
+            "this is how far u moves the landmark, landed − p; moving_points is not used.\n"
+            "The miss is landed − moving_points: where it lands against where it should.",
+        ),
+        Mistake(
+            lambda p, q, u, s: (
+                spatial.warp_points(p * torch.tensor(s), u) - q * torch.tensor(s)
+            ).norm(dim=2),
+            "the points are turned into mm *before* they are warped.\n"
+            "u is read at places in voxels: warp first, then scale the miss.",
+        ),
+        Mistake(
+            lambda p, q, u, s: (_miss(p, q, u).square() * torch.tensor(s)).sum(2).sqrt(),
+            "the spacing is multiplied after squaring: its root would count.\n"
+            "Scale the components of the miss first, then square and add.",
+        ),
+        Mistake(
+            lambda p, q, u, s: _miss(p, q, u).norm(dim=2) * s[0],
+            "the length is times spacing[0] alone.\n"
+            "Each component has its own mm per voxel: multiply the miss by the spacing *before*\n"
+            "taking its length.",
+        ),
+        Mistake(
+            lambda p, q, u, s: _miss(p, q, u).norm(dim=2) * s[1],
+            "the length is times spacing[1] alone.\n"
+            "Each component has its own mm per voxel: multiply the miss by the spacing *before*\n"
+            "taking its length.",
+        ),
+        Mistake(
+            lambda p, q, u, s: _lengths(_miss(p, q, u[:1].expand_as(u)), s),
+            "every item of the batch is moved by the field of the first, u[0].\n"
+            "Item b of the points belongs to item b of the displacement.",
+        ),
+        Mistake(
+            lambda p, q, u, s: _lengths(_miss(p, q, u), s).mean(),
+            "this is one number, the mean over all landmarks and all items.\n"
+            "Return one distance for each landmark, (B, N): the largest one matters too.",
+        ),
+        Mistake(
+            lambda p, q, u, s: (_miss(p, q, u) * torch.tensor(s)).norm(),
+            "this is one length for everything: norm() without an axis runs over all of them.\n"
+            "The components (row, column) are in the last axis: norm(dim=2) gives (B, N).",
+        ),
+        Mistake(
+            lambda p, q, u, s: _lengths(_miss(p, q, u), s).amax(1),
+            "this is the largest distance of each item.\n"
+            "Return one distance for each landmark, (B, N).",
+        ),
+        Mistake(
             lambda p, q, u, s: _lengths(_miss(p, q, u), s).square(),
             "these are squared distances, in mm².\nTake the root: torch's norm does.",
         ),
@@ -412,9 +539,23 @@ def _of_distances(formula: Callable[[Array, Array], Any]) -> Callable[..., float
     return lambda p, q, spacing: float(formula(*_nearest(p, q, spacing)))
 
 
-def _all_to_all(p: Array, q: Array, spacing: Sequence[float]) -> float:
-    s = np.asarray(spacing)
-    return float(np.percentile(np.linalg.norm((p * s)[:, None] - (q * s)[None], axis=2), 95))
+def _of_each_to_each(formula: Callable[[Array], Any]) -> Callable[..., float]:
+    """Something of the distances of each point to each, (N, M)."""
+
+    def wrong(p: Array, q: Array, spacing: Sequence[float]) -> float:
+        s = np.asarray(spacing)
+        return float(formula(np.linalg.norm((p * s)[:, None] - (q * s)[None], axis=2)))
+
+    return wrong
+
+
+def _norm_over_the_points(p: Array, q: Array, spacing: Sequence[float]) -> float:
+    lengths = np.linalg.norm((p[:, None] - q[None]) * np.asarray(spacing), axis=1)  # (N, 2)
+    return float(max(np.percentile(lengths.min(1), 95), np.percentile(lengths.min(0), 95)))
+
+
+def _last_of_95(distances: Array) -> float:
+    return float(distances[distances <= np.percentile(distances, 95)].max())
 
 
 hausdorff95 = Check(
@@ -487,7 +628,7 @@ hausdorff95 = Check(
             "Multiply the points, each component by its own mm per voxel, before any distance.",
         ),
         Mistake(
-            _all_to_all,
+            _of_each_to_each(lambda d: np.percentile(d, 95)),
             "this is a percentile of the distances between *all* pairs of points.\n"
             "Each point asks for its nearest partner only: the minimum over the other set, first.",
         ),
@@ -496,6 +637,75 @@ hausdorff95 = Check(
                 float(np.percentile(one**2, 95)) for one in _nearest(p, q, spacing)
             ),
             "these are squared distances, in mm².\nTake the root before the percentile.",
+        ),
+        Mistake(
+            _of_distances(
+                lambda there, back: max(np.percentile(x**2, 95) for x in (there, back)) ** 0.5
+            ),
+            "the root is taken after the percentile, of squared distances.\n"
+            "The percentile interpolates between two distances; between their squares it finds\n"
+            "another value: take the root first.",
+        ),
+        Mistake(
+            _of_each_to_each(
+                lambda d: max(np.percentile(d.max(1), 95), np.percentile(d.max(0), 95))
+            ),
+            "each point takes the *farthest* of the other outline.\n"
+            "Ask for the nearest: the minimum over the other set, then the percentile.",
+        ),
+        Mistake(
+            _norm_over_the_points,
+            "the length is taken over the points, axis 1, not over the components.\n"
+            "p[:, None] − q[None] is (N, M, 2): np.linalg.norm(…, axis=2) gives (N, M).",
+        ),
+        Mistake(
+            lambda p, q, spacing: _hausdorff95(p * np.array(spacing), q, (1.0, 1.0)),
+            "p is in mm, but q is still in voxels.\nMultiply both by the spacing.",
+        ),
+        Mistake(
+            lambda p, q, spacing: _hausdorff95(p, q * np.array(spacing), (1.0, 1.0)),
+            "q is in mm, but p is still in voxels.\nMultiply both by the spacing.",
+        ),
+        Mistake(
+            lambda p, q, spacing: _hausdorff95(p, q, [1 / x for x in spacing]),
+            "this divides by the spacing.\n"
+            "The spacing is mm per voxel: voxels *times* mm per voxel.",
+        ),
+        Mistake(
+            lambda p, q, spacing: _hausdorff95(p, q, [x**2 for x in spacing]),
+            "the spacing is multiplied twice.\n"
+            "Points that are in mm give distances in mm: nothing is left to scale.",
+        ),
+        Mistake(
+            lambda p, q, spacing: _hausdorff95(p, q, (1.0, 1.0)) * spacing[0],
+            "the distance in voxels is multiplied by spacing[0] alone.\n"
+            "Multiply the points, each component by its own mm per voxel, before any distance.",
+        ),
+        Mistake(
+            lambda p, q, spacing: 0.0,
+            "this is always 0.\n"
+            "Likely cause: a smallest distance so far that starts at 0, so that none is smaller.\n"
+            "Start at infinity, float('inf').",
+        ),
+        Mistake(
+            _of_distances(lambda there, back: np.percentile(there, 95) + np.percentile(back, 95)),
+            "this is the sum of both directions; the definition asks for the larger one.",
+        ),
+        Mistake(
+            _of_distances(lambda there, back: max(_last_of_95(there), _last_of_95(back))),
+            "this is the largest of those distances that are not above the percentile.\n"
+            "np.percentile itself is the answer: it interpolates between two distances.",
+        ),
+        Mistake(
+            _of_distances(
+                lambda there, back: max(np.sort(x)[int(0.95 * len(x))] for x in (there, back))
+            ),
+            "this sorts the distances and takes the one at 0.95 times their number.\n"
+            "np.percentile interpolates between two of them; with few points that differs.",
+        ),
+        Mistake(
+            _of_distances(lambda there, back: max(np.percentile(x, 5) for x in (there, back))),
+            "this is the percentile 5, close to the smallest distance; asked is the 95th.",
         ),
     ],
     hints=[
@@ -554,6 +764,16 @@ def _normal(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
 def _standard_error(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
     mean, reach = (first - second).mean(), 1.96 * (first - second).std(ddof=1) / len(first) ** 0.5
     return float(mean), float(mean - reach), float(mean + reach)
+
+
+def _own_draws(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
+    own = np.random.default_rng(0).integers(len(first), size=draws.shape)
+    return _paired(first, second, own)
+
+
+def _offsets(first: Array, second: Array, draws: NDArray[np.int64]) -> Interval:
+    mean, low, high = _paired(first, second, draws)
+    return mean, low - mean, high - mean
 
 
 paired = Check(
@@ -647,6 +867,47 @@ paired = Check(
             "Keep the sign.",
         ),
         Mistake(
+            lambda first, second, draws: tuple(
+                np.array(_paired(first, second, draws))[[0, 2, 1]].tolist()
+            ),
+            "both ends are right, but swapped: return the lower one first.",
+        ),
+        Mistake(
+            _own_draws,
+            "these are resamples of your own; the argument draws is not used.\n"
+            "Row r of draws holds the indices of resample r: differences[draws].",
+        ),
+        Mistake(
+            lambda first, second, draws: _paired(first, second, draws[: len(first)]),
+            "only the first N rows of draws are used, a row for each case.\n"
+            "draws has R rows, one for each resample: range(len(draws)), or no loop at all.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(first - second, (first[draws] - second).mean(1)),
+            "only first is resampled: first[draws] − second subtracts other cases' scores.\n"
+            "Subtract case by case first, then resample the differences.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(first - second, (first - second[draws]).mean(1)),
+            "only second is resampled: first − second[draws] subtracts other cases' scores.\n"
+            "Subtract case by case first, then resample the differences.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(first - second, (first - second)[draws].sum(1)),
+            "these are percentiles of *sums* over the cases of each resample; asked are means.",
+        ),
+        Mistake(
+            _offsets,
+            "the ends are given as distances from the mean.\n"
+            "Return the two percentiles themselves: where the interval begins and ends.",
+        ),
+        Mistake(
+            lambda first, second, draws: _interval(
+                np.full(1, np.median(first - second)), np.median((first - second)[draws], axis=1)
+            ),
+            "this takes medians, of the differences and of each resample; asked are means.",
+        ),
+        Mistake(
             lambda first, second, draws: (
                 float(np.median(first - second)),
                 *_paired(first, second, draws)[1:],
@@ -665,9 +926,17 @@ paired = Check(
 # --- a cheat -------------------------------------------------------------------------------------
 
 
+TISSUES = {1: "fluid", 2: "gray", 3: "white"}
+
+
 @lru_cache(maxsize=1)
 def _cheated_pair() -> Pair:
     return brains.pair(7)
+
+
+def _overlap(field: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Dice of each tissue, ``(3,)``."""
+    return metrics.dice(warp_labels(labels, field), target, list(TISSUES))[0]
 
 
 def _what_a_table_says(displacement: Tensor) -> dict[str, float]:
@@ -676,13 +945,18 @@ def _what_a_table_says(displacement: Tensor) -> dict[str, float]:
     assert pair.fixed_labels is not None and pair.moving_labels is not None
     assert pair.displacement is not None
     field, mask = displacement.float(), pair.fixed_labels > 0
-    overlap = metrics.dice(warp_labels(pair.moving_labels, field), pair.fixed_labels, [1, 2, 3])
+    overlap = _overlap(field, pair.moving_labels, pair.fixed_labels)
     error = metrics.endpoint_error(field, pair.displacement, pair.spacing, mask)
     return {
-        "lowest Dice": float(overlap.min()),
+        **{f"Dice {name}": float(d) for name, d in zip(TISSUES.values(), overlap, strict=True)},
         "error (mm)": float(error),
         "folding (%)": 100 * float(metrics.folding_fraction(field, mask)),
     }
+
+
+def _cheated(measured: Mapping[str, float]) -> bool:
+    lowest = min(measured[f"Dice {name}"] for name in TISSUES.values())
+    return lowest >= 0.95 and measured["error (mm)"] >= 20 and measured["folding (%)"] >= 15
 
 
 def _no_field(setting: object) -> str | None:
@@ -695,7 +969,52 @@ def _no_field(setting: object) -> str | None:
         return f"its shape is {shape}; expected (1, 2, 224, 192), in voxels.{clue}"
     if not setting.is_floating_point():
         return f"its dtype is {setting.dtype}; displacements are floating."
-    return None if bool(setting.isfinite().all()) else "it holds NaN or infinite values."
+    if not bool(setting.isfinite().all()):
+        return "it holds NaN or infinite values."
+    return _slip(setting.detach().float())
+
+
+def _slip(field: Tensor) -> str | None:
+    """A field that would do, but for one slip; or one that the lesson gives away."""
+    if not field.any():
+        return (
+            "your field is 0 everywhere.\n"
+            "If you wrote into it: u[:, :, inside] makes a copy, and u[:, :, inside][0] = …\n"
+            "writes into that copy. u[0][:, inside] = … writes into u."
+        )
+    if _cheated(_what_a_table_says(field)):
+        return _by_brightness(field)
+    if _cheated(_what_a_table_says(-field)):
+        return "its sign is wrong: times −1 it would do.\nu(x) is the place to fetch from minus x."
+    if _cheated(_what_a_table_says(field.flip(1))):
+        return (
+            "rows and columns are swapped: with its two channels exchanged it would do.\n"
+            "Channel 0 moves along the rows, as nonzero() lists them: no flip is needed."
+        )
+    if _cheated(_what_a_table_says(field - spatial.identity_grid((224, 192)))):
+        return (
+            "these are the places to fetch from; a displacement is how far they are.\n"
+            "u(x) is the place to fetch from minus x."
+        )
+    pair = _cheated_pair()
+    assert pair.fixed_labels is not None and pair.moving_labels is not None
+    if _overlap(field, pair.fixed_labels, pair.moving_labels).min() >= 0.95:
+        return (
+            "fixed and moving are swapped: this cheats for the pair the other way round.\n"
+            "u lives on the fixed grid: the voxels to fill are those of fixed_labels."
+        )
+    return None
+
+
+def _by_brightness(field: Tensor) -> str | None:
+    """Fields that fit even the noise: no recipe that knows labels only comes near."""
+    pair = _cheated_pair()
+    if float(metrics.correlation(spatial.warp(pair.moving, field), pair.fixed)) < 0.998:
+        return None
+    return (
+        "this picks the voxels by their brightness, as method B of the lesson does.\n"
+        "Find a recipe of your own that looks at labels only."
+    )
 
 
 def _scrambled() -> Tensor:
@@ -715,9 +1034,9 @@ cheat = Goal(
     SLUG,
     "cheat",
     _what_a_table_says,
-    lambda m: m["lowest Dice"] >= 0.95 and m["error (mm)"] >= 20 and m["folding (%)"] >= 20,
+    _cheated,
     "a displacement of brains.pair(7) with Dice ≥ 0.95 for each of the three tissues, a mean\n"
-    "error ≥ 20 mm, and folding ≥ 20 % of the brain.",
+    "error ≥ 20 mm, and folding ≥ 15 % of the brain.",
     reference=_scrambled,
     valid=_no_field,
     hints=[

@@ -57,9 +57,9 @@ def disc_pair(radius: float, shift: float, stray: float) -> tuple[Tensor, Tensor
 def evaluation_explorer() -> Playground:
     """Move a disc, change its size, let a voxel stray: Dice and Hausdorff side by side.
 
-    Side by side: the two structures; the distances from one outline to the other, sorted, so that
-    the Hausdorff 95 is where the line at 95 percent is met and the largest is at the end; and each
-    voxel of both outlines with its distance.
+    Side by side: the two structures; the distances between the outlines, sorted, at each percent
+    the larger of both directions, so that the Hausdorff 95 is where the line at 95 percent is met
+    and the largest is at the end; and each voxel of both outlines with its distance.
 
     Returns:
         A :class:`Playground` with ``render(radius, shift, stray)``, the parameters of
@@ -74,13 +74,13 @@ def evaluation_explorer() -> Playground:
     def render(radius: float, shift: float, stray: float) -> bytes:
         return png(_draw_discs(page, radius, shift, stray))
 
-    settings = [(3.0, 2.0, 0.0), (15.0, 2.0, 0.0), (15.0, 0.0, 30.0)]
+    settings = [(3.0, 2.0, 0.0), (13.0, 2.0, 0.0), (3.0, 0.0, 30.0), (4.0, 0.0, 30.0)]
     said = ["{}, {}".format(*_words(*setting, *_measure(*setting)[:3])) for setting in settings]
     caption = (
-        "Three settings of the evaluation explorer, each as two structures, the sorted distances "
+        "Four settings of the evaluation explorer, each as two structures, the sorted distances "
         "between their outlines, and both outlines colored by distance. " + ". ".join(said) + "."
     )
-    names = ("radius (voxels)", "shift (voxels)", "stray voxel (voxels)")
+    names = ("radius (voxels)", "shift (voxels)", "stray by (voxels)")
     start = (10.0, 2.0, 0.0)
     sliders = {
         name: slider(text, value, float(low), float(high), 1.0)
