@@ -178,9 +178,6 @@ def _compare_arrays(got: object, expected: Tensor | np.ndarray, atol: float) -> 
             "dtype",
             f"the dtype is {dtype_name(got)}; expected {dtype_name(expected)}.\n"
             f"{_dtype_clue(dtype_name(got), dtype_name(expected))}",
-            "Likely cause: something made inside the function has a dtype of its own (arange\n"
-            "counts in whole numbers, NumPy's floats have 64 bits). Say it there:\n"
-            f"dtype={'torch' if tensor else 'np'}.{dtype_name(expected)}, or an input's dtype.",
         )
     if tuple(got.shape) != tuple(expected.shape):
         text = f"the shape is {tuple(got.shape)}; expected {tuple(expected.shape)}."
