@@ -61,6 +61,8 @@ def quiet_room() -> Iterator[None]:
             torch.inference_mode(False),
         ):
             warnings.showwarning = _print_warning  # type: ignore[assignment]
+            # float(t) of a tensor whose gradient the check, not the learner, asked for.
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True")
             yield
     finally:
         torch.set_default_dtype(dtype)
