@@ -16,7 +16,6 @@ from course_lib.checks.core import Check
 from course_lib.spatial import (
     compose,
     integrate,
-    invert,
     resize_displacement,
     resize_image,
     warp,
@@ -69,6 +68,38 @@ def exponential_by_halving(velocity: Tensor) -> Tensor:
 def exponential_by_logarithm(velocity: Tensor) -> Tensor:
     longest = velocity.square().sum(dim=1).sqrt().max().item()
     n = max(0, math.ceil(math.log2(2 * longest)))
+    return small_steps(velocity, n)
+
+
+def exponential_by_guarded_logarithm(velocity: Tensor) -> Tensor:
+    longest = velocity.square().sum(dim=1).sqrt().max().item()
+    return small_steps(velocity, max(0, math.ceil(math.log2(2 * longest))) if longest else 0)
+
+
+def exponential_of_calm_rivers_too_far(velocity: Tensor) -> Tensor:
+    longest = max(velocity.norm(dim=1).max().item(), 1e-9)
+    return small_steps(velocity, math.ceil(math.log2(2 * longest)))
+
+
+def counting(
+    start: int = 0,
+    at_half: bool = False,
+    most: int = 99,
+    first: bool = False,
+    length: Callable[[Tensor], Tensor] = lambda v: v.norm(dim=1),
+) -> Callable[[Tensor], Tensor]:
+    """The exponential with a count of squarings that is wrong in one way."""
+
+    def answer(velocity: Tensor) -> Tensor:
+        n, longest = start, float(length(velocity[:1] if first else velocity).detach().max())
+        while n < most and (longest / 2**n > 0.5 or (at_half and longest / 2**n == 0.5)):
+            n += 1
+        return small_steps(velocity, n)
+
+    return answer
+
+
+def small_steps(velocity: Tensor, n: int) -> Tensor:
     u = velocity * 0.5**n
     for _ in range(n):
         u = u + warp(u, u, padding="border")
@@ -98,11 +129,6 @@ def invert_by_while(displacement: Tensor, tolerance: float) -> list[Any]:
     return [w, longest]
 
 
-def invert_by_the_library(displacement: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    w = invert(displacement, tolerance=tolerance / 2, iterations=100)
-    return w, compose(displacement, w).norm(dim=1).max().item()
-
-
 def invert_keeping_the_best(displacement: Tensor, tolerance: float) -> tuple[Tensor, np.float64]:
     w = best = torch.zeros_like(displacement)
     lowest = math.inf
@@ -124,22 +150,43 @@ def invert_forever(displacement: Tensor, tolerance: float) -> tuple[Tensor, floa
     return w, float(r.norm(dim=1).max())
 
 
+def invert_forever_the_same_w(displacement: Tensor, tolerance: float) -> Any:
+    w = torch.zeros_like(displacement)
+    while (r := compose(displacement, w)).norm(dim=1).max() > tolerance:
+        r = w - r
+    return w, float(r.norm(dim=1).max())
+
+
+def longest_arrow(residual: Tensor) -> Tensor:
+    return residual.norm(dim=1).max()
+
+
 def inverting(
-    steps: int = 100, report: Callable[[Tensor], Any] | None = None, late: bool = False
+    steps: int = 100,
+    stop: Callable[[Tensor], Tensor] = longest_arrow,
+    report: Callable[[Tensor], Any] = longest_arrow,
+    residual: Callable[[Tensor, Tensor], Tensor] = compose,
 ) -> Callable[..., Any]:
-    """An inverse that takes at most some steps, and says this about its last residual."""
+    """An inverse that is wrong in the steps, in when it stops, in what it says, or in r."""
 
     def answer(displacement: Tensor, tolerance: float) -> tuple[Tensor, float]:
         w = torch.zeros_like(displacement)
         for _ in range(steps):
-            residual = compose(displacement, w)
-            if not late and residual.norm(dim=1).max() <= tolerance:
+            if stop(r := residual(displacement, w)) <= tolerance:
                 break
-            w = w - residual
-        last = compose(displacement, w)
-        return w, float((report or (lambda r: r.norm(dim=1).max()))(last))
+            w = w - r
+        return w, float(report(residual(displacement, w)))
 
     return answer
+
+
+def invert_returning_inside_the_if(displacement: Tensor, tolerance: float) -> Any:
+    w = torch.zeros_like(displacement)
+    for _ in range(100):
+        r = compose(displacement, w)
+        if longest_arrow(r) <= tolerance:
+            return w, float(longest_arrow(r))
+        w = w - r
 
 
 def invert_reporting_the_step_before(displacement: Tensor, tolerance: float) -> Any:
@@ -164,33 +211,85 @@ def invert_reporting_the_last_residual_seen(displacement: Tensor, tolerance: flo
     return w, longest
 
 
+# Each law of the inverse, by the order in which they are asked, and who breaks it first.
+BY_LAW = [
+    (invert_forever, 0),
+    (invert_returning_inside_the_if, 1),
+    (inverting(stop=lambda r: r.norm(dim=1).mean()), 2),
+    (inverting(stop=lambda r: r.norm(dim=1).mean(), report=lambda r: r.norm(dim=1).mean()), 2),
+    (inverting(stop=lambda r: r.abs().max()), 2),
+    (inverting(stop=lambda r: r.abs().max(), report=lambda r: r.abs().max()), 2),
+    (inverting(stop=lambda r: r.max(), report=lambda r: r.max()), 2),
+    (inverting(report=lambda r: r.norm(dim=1).mean()), 3),
+    (inverting(report=lambda r: r.abs().max()), 3),
+    (inverting(report=lambda r: r.norm()), 3),
+    (inverting(report=lambda r: 0.0), 3),
+    (invert_reporting_the_step_before, 3),
+    (invert_reporting_the_last_residual_seen, 4),
+    (inverting(steps=10), 5),
+    (inverting(steps=35), 5),
+    (inverting(steps=60), 5),
+    (inverting(steps=80), 5),
+    (inverting(stop=lambda r: r.norm() / 0), 6),
+    (inverting(steps=150), 7),
+    (inverting(steps=1000), 7),
+]
 RIGHT = {
     "in_the_river": [lambda: [8, 4, 20, 5], lambda: (8.0, 4.0, 20.0, 5.0)],
-    "midpoint": [midpoint_by_scipy, midpoint_by_compose, midpoint_of_points],
-    "exponential": [exponential_by_halving, exponential_by_logarithm, exponential_by_integrate],
+    "midpoint": [midpoint_by_compose, midpoint_of_points],
+    "exponential": [
+        exponential_by_halving,
+        exponential_by_guarded_logarithm,
+        exponential_by_integrate,
+        counting(),
+    ],
     "half_resolution": [half_by_interpolate],
-    "invert": [invert_by_while, invert_by_the_library, invert_keeping_the_best],
-    "roughest": [lambda: 4.2, lambda: 3.9, lambda: np.float32(4.1), lambda: torch.tensor(4.0)],
+    "invert": [
+        invert_by_while,
+        invert_keeping_the_best,
+        inverting(steps=101),
+        lambda displacement, tolerance: inverting()(displacement, 0.999 * tolerance),
+    ],
+    "roughest": [lambda: 3.8, lambda: 3.82, lambda: np.float32(3.8), lambda: torch.tensor(3.8)],
 }
 WRONG = {
     "in_the_river": [(lambda: (8, 4, 20, 6), "values"), (lambda: (8, 4, 20), "shape")],
-    "midpoint": [(lambda velocity, pieces: velocity, "values")],
+    "midpoint": [
+        (lambda velocity, pieces: velocity, "values"),
+        (midpoint_by_scipy, "raised"),
+        (lambda velocity, pieces: checks._midpoint(velocity.detach(), pieces), "gradient"),
+    ],
+    "exponential": [
+        (counting(first=True), "mistake"),
+        (counting(length=lambda v: v.abs().sum(dim=1)), "mistake"),
+        (counting(length=lambda v: v.square().sum(dim=1)), "mistake"),
+        (lambda velocity: integrate(velocity, 4), "mistake"),
+        (lambda velocity: integrate(velocity, 12), "mistake"),
+        (exponential_by_logarithm, "law"),  # the logarithm of 0
+        (exponential_of_calm_rivers_too_far, "law"),
+        (counting(start=1), "law"),
+        (counting(at_half=True), "law"),
+        (counting(most=7), "law"),
+        (lambda v: integrate(v, 5 if v.norm(dim=1).max() > 7.5 else 4), "law"),
+    ],
     "half_resolution": [
         (lambda v: resize_displacement(integrate(v), [(n + 1) // 2 for n in v.shape[2:]]), "shape")
     ],
     "invert": [
-        (invert_forever, "law"),
-        (inverting(report=lambda r: r.norm(dim=1).mean()), "law"),
-        (inverting(report=lambda r: r.abs().max()), "law"),
-        (inverting(steps=35), "law"),
-        (inverting(late=True), "law"),
-        (invert_reporting_the_step_before, "law"),
-        (invert_reporting_the_last_residual_seen, "law"),
+        *((answer, "law") for answer, _ in BY_LAW),
+        (invert_forever_the_same_w, "raised"),
+        (inverting(residual=lambda u, w: compose(w, u)), "mistake"),
+        (inverting(residual=lambda u, w: w + warp(u, w)), "mistake"),
+        (inverting(residual=lambda u, w: w + compose(u, w)), "mistake"),
+        (inverting(residual=lambda u, w: warp(u, w, padding="border")), "mistake"),
     ],
     "roughest": [
         (lambda: 4.5, "goal"),
+        (lambda: 4.2, "goal"),
+        (lambda: 3.9, "goal"),
+        (lambda: 3.7, "goal"),
         (lambda: 3.0, "goal"),
-        (lambda: 3.5, "goal"),
+        (lambda: 0.0, "goal"),
         (lambda: (4, 8), "type"),
         (lambda: -1, "type"),
         (lambda: 80, "type"),
@@ -203,11 +302,38 @@ def test_check(case: Case) -> None:
     case.run()
 
 
-def test_each_law_of_the_inverse_stops_an_answer_of_its_own() -> None:
+@pytest.mark.parametrize("answer, law", BY_LAW)
+def test_each_law_of_the_inverse_stops_its_own(answer: Callable[..., Any], law: int) -> None:
     check = tasks(checks)["invert"]
     assert isinstance(check, Check)
-    messages = [check.judge(answer).text for answer, stage in WRONG["invert"] if stage == "law"]
-    assert {law.message for law in check.laws} == set(messages)
+    assert check.judge(answer).text == check.laws[law].message
+    assert {law for _, law in BY_LAW} == set(range(len(check.laws)))
+
+
+@pytest.mark.parametrize(
+    "answer, law",
+    [
+        (exponential_by_logarithm, 0),
+        (exponential_of_calm_rivers_too_far, 1),
+        (counting(start=1), 1),
+        (counting(at_half=True), 2),
+        (counting(most=7), 3),
+    ],
+)
+def test_each_law_of_the_exponential_stops_its_own(answer: Callable[..., Any], law: int) -> None:
+    assert checks.exponential.judge(answer).text == checks.exponential.laws[law].message
+
+
+def test_a_loop_that_never_ends_is_cut_off_and_told_why() -> None:
+    assert "does not end" in checks.invert.judge(invert_forever_the_same_w).text
+
+
+def test_nothing_is_printed_about_a_gradient_that_the_check_asked_for() -> None:
+    def answer(velocity: Tensor) -> Tensor:
+        n = next(n for n in range(50) if float(velocity.norm(dim=1).max()) / 2**n <= 0.5)
+        return integrate(velocity, n)
+
+    assert "Warning" not in ask(checks.exponential, answer)[1]
 
 
 def test_the_diagonal_tells_the_length_from_the_largest_component() -> None:
@@ -216,11 +342,12 @@ def test_the_diagonal_tells_the_length_from_the_largest_component() -> None:
     assert component / 16 < 0.5 < length / 16
 
 
-def test_every_item_of_a_batch_would_choose_another_number_of_squarings() -> None:
+def test_the_items_of_a_batch_would_choose_other_numbers_of_squarings() -> None:
+    counts = []
     for make in checks.exponential.inputs[:2]:
         (velocity,) = make()
-        first, second = (checks._count(float(item.norm(dim=0).max())) for item in velocity)
-        assert first > second
+        counts.append([checks._count(float(item.norm(dim=0).max())) for item in velocity])
+    assert counts[0][0] < counts[0][1] and counts[1][0] > counts[1][1]
 
 
 def test_the_fields_to_invert_do_not_fold_and_the_one_of_the_laws_does() -> None:
@@ -233,4 +360,4 @@ def test_the_fields_to_invert_do_not_fold_and_the_one_of_the_laws_does() -> None
 
 def test_the_goal_says_what_it_measured() -> None:
     verdict, _ = ask(checks.roughest, lambda: 3.0)
-    assert "folded voxels" in verdict and "at most 4.2" in verdict
+    assert "folded voxels" in verdict and "lower by 0.1" in verdict

@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you turn any smooth array of arrows into a map that does not fold, get its inverse for free, and know where on a grid both promises end.
 #
-# **Reading**: 40 minutes · **Running**: about 10 seconds on a laptop · **Before this**: lessons 11, 12 and 14.
+# **Reading**: 43 minutes · **Running**: about 15 seconds on a laptop · **Before this**: lessons 11, 12 and 14.
 #
 # **You will be able to**
 # - *implement* a step better than Euler's, scaling and squaring, and an inverse that reports its own error,
@@ -36,15 +36,15 @@ shape = (96, 80)                                                        # of the
 arrows = bump_displacement(brain.shape[2:], amplitude=60, smoothness=20, position=0.5)
 flow = integrate(arrows)
 show(
-    fields({"one leap along each arrow": arrows, "following the arrows": flow}, background=brain),
-    alt="Two deformed grids on a brain. The left one folds over itself in a large magenta area; the "
+    fields({"one leap along each arrow": arrows, "following the arrows": flow}),
+    alt="Two deformed grids. The left one folds over itself in a large magenta area; the "
     "right one is squeezed there but does not fold.",
 )
 print(f"folded: {float(folding_fraction(arrows)):.1%} and {float(folding_fraction(flow)):.1%}")
 assert folding_fraction(arrows) > 0.015 and jacobian_determinant(flow).min() > 0.05
 
 # %% [markdown]
-# The folds are gone; where they were, the grid is only squeezed. How does one follow arrows, what does it cost, and how far can one trust it?
+# The folds are gone. How does one follow arrows, and how far can one trust the result?
 
 # %% [markdown]
 # ## 1 · Follow the river
@@ -55,7 +55,7 @@ assert folding_fraction(arrows) > 0.015 and jacobian_determinant(flow).min() > 0
 #
 # $x(t)$ is the place at time $t$; $v$ is the **stationary velocity field**, an array like a displacement, in voxels per unit of time, that does not change with time. $\exp(v)$ maps the place at time 0 to that at time 1; its displacement is $u(x) = \exp(v)(x) - x$.
 #
-# It cannot fold: for that, two points would have to meet. At the meeting place there is one arrow, forwards and backwards in time, so they would always have traveled together. (This needs a $v$ of bounded slope, and true time instead of steps.)
+# It cannot fold. A fold, where the determinant is 0 or less, puts two neighbors on one place or lets them pass each other, so on the way they must meet. But at the meeting place there is one arrow, forwards and backwards in time: they would always have traveled together. (This needs a $v$ of bounded slope, and true time instead of steps.)
 #
 # A computer takes $N$ straight pieces, **Euler steps**: $x \leftarrow x + v(x)/N$. For points, `warp_points` does that.
 #
@@ -87,7 +87,7 @@ for pieces, stops in walks.items():
         f"{pieces:2} pieces: ends {float((stops[-1] - center).norm()):.1f} voxels from the center"
     )
 ends = [float((stops[-1] - center).norm()) for stops in walks.values()]
-assert abs(ends[1] - 26.6) < 0.1 and ends[0] > 37 and ends[2] < 20.8
+assert abs(ends[1] - 26.6) < 0.1 and ends[0] > 37 and ends[2] < 21
 
 # %%
 figure = Figure(figsize=(6, 4.8), layout="constrained")
@@ -122,7 +122,7 @@ end = warp_points(start, euler(turning(90), 32))[0, 0]                  # the sa
 assert torch.allclose(end, walks[32][-1], atol=0.05)
 
 # %% [markdown]
-# Compare with lesson 11: `u + warp(velocity / pieces, u)` is `compose(velocity / pieces, u)`. An Euler step *is* a composition with a small displacement, and 128 pieces are 128 compositions. Can we do with fewer?
+# Compare with lesson 11: `u + warp(velocity / pieces, u, padding="border")` is `compose(velocity / pieces, u)`. An Euler step *is* a composition with a small displacement, and 128 pieces are 128 compositions. Can we do with fewer?
 
 # %% [markdown]
 # ## 2 · Twice as far in one step
@@ -131,7 +131,7 @@ assert torch.allclose(end, walks[32][-1], atol=0.05)
 #
 # $$\exp(v) = \exp(v/2) \circ \exp(v/2)$$
 #
-# and $\exp(v/2)$ is made of quarters, and so on. After $n$ halvings the piece is nearly straight, $\exp(v/2^n)(x) \approx x + v(x)/2^n$. This is **scaling and squaring**: divide $v$ by $2^n$, then compose with *itself*, $n$ times.
+# and $\exp(v/2)$ is made of quarters, and so on. After $n$ halvings the piece is nearly straight, $\exp(v/2^n)(x) \approx x + v(x)/2^n$. This is **scaling and squaring**: divide by $2^n$, then compose with *itself* $n$ times.
 #
 # **Predict**: how many compositions replace 128 Euler steps?
 
@@ -153,14 +153,14 @@ for name, u in (("euler, 128", euler(turning(90), 128)),
 assert torch.equal(scaling_and_squaring(turning(90), 7), integrate(turning(90), 7))
 
 # %% [markdown]
-# Seven: $2^7 = 128$. For a linear velocity both are the matrix $(I + A/128)^{128}$, and linear interpolation reads a linear field without error, so they agree. The library's `integrate` is this function, with 7 squarings unless you say otherwise.
+# Seven: $2^7 = 128$. Both are off by the same: linear interpolation reads a linear field without error, so only the pieces of time count. The library's `integrate` is this function, with 7 squarings unless you say otherwise.
 #
 # **Closed forms** tell whether such code is right:
 #
 # | velocity | displacement at time 1 |
 # |---|---|
 # | constant, $v(x) = a$ | $u(x) = a$, with any number of steps |
-# | linear, $v(x) = A(x - c)$ | $u(x) = (e^A - I)(x - c)$, with the matrix exponential $e^A$ |
+# | linear, $v(x) = A(x - c)$ | $u(x) = (e^A - I)(x - c)$, where $e^A = I + A + \frac{A^2}{2} + \frac{A^3}{6} + \dots$ (`torch.linalg.matrix_exp`) |
 # | whirlpool: circle $r = \lvert x - c\rvert$ turns by the angle $\alpha(r)$ | that rotation, of each circle by itself |
 #
 # The whirlpool is curved, so it also tests interpolation. We let $\alpha(r) = \alpha_0\, e^{-r^2 / 2 s^2}$: large $s$ is a calm whirlpool, small $s$ a tight one.
@@ -189,6 +189,7 @@ walked = [worst(euler(calm, 2**k), calm_exact) for k in n]
 squared = [worst(integrate(calm, int(k)), calm_exact) for k in n]
 squared_tight = [worst(integrate(tight, int(k)), tight_exact) for k in n]
 assert torch.allclose(integrate(torch.full((1, 2, 9, 7), 3.0)), torch.tensor(3.0))
+assert 11.5 < calm.norm(dim=1).max() < 12.5
 
 # %%
 figure = curves(
@@ -211,7 +212,7 @@ assert squared_tight[6] / squared_tight[9] < 1.1 and squared_tight[9] > 1.5 * sq
 assert walked[9] < 0.7 * squared[9]
 
 # %% [markdown]
-# First the error of *time* shrinks. What is left is the error of *space*: between the voxels, fields are read by linear interpolation. Squaring pays more of it than Euler, because it also interpolates its own half-way results. A tight whirlpool, whose arrows change much from voxel to voxel, reaches that floor earlier, and more steps do not lower it. Seven squarings are about where it begins: a good default, not a magic number.
+# First the error of *time* shrinks. What is left is the error of *space*: between the voxels, fields are read by linear interpolation. Squaring pays more of it than Euler, because it also interpolates its own half-way results. A tight whirlpool, whose arrows change much from voxel to voxel, reaches that floor earlier, and more steps do not lower it. For the calm whirlpool, whose longest arrow has 12 voxels, seven squarings are about where it begins: a good default for such rivers, not a magic number.
 
 # %% [markdown]
 # ## 3 · The way back is the river, reversed
@@ -239,7 +240,7 @@ for name, velocity, u in (("calm", calm, calm_exact), ("tight", tight, tight_exa
 assert trips["tight"][3] < trips["calm"][3] and trips["tight"][9] > trips["calm"][9]
 
 # %% [markdown]
-# No: it levels off at the interpolation error, higher for the rougher field. A tenth of a voxel is often good enough, but it is not zero.
+# No: it levels off at the interpolation error, higher for the rougher field.
 #
 # **At the border there is no promise.** Where the river flows in, the arrows beyond the edge are made up. This course extends a field by its border value; VoxelMorph's layer reads zeros outside. **Predict**: how far apart are the two for a river of at most 10 voxels?
 
@@ -250,39 +251,20 @@ free = free * 10 / free.norm(dim=1).max()
 with_zeros = free / 2**7
 for _ in range(7):
     with_zeros = with_zeros + warp(with_zeros, with_zeros, padding="zeros")
-
-# %%
 apart = (with_zeros - integrate(free)).norm(dim=1)[0]
-missed = round_trip(integrate(free), integrate(-free))[0]
 inside = (slice(15, -15), slice(15, -15))
-print(
-    f"zeros or border: {float(apart.max()):.1f} voxels apart, {float(apart[inside].max()):.3f} inside"
-)
-print(
-    f"there and back: off by {float(missed.max()):.1f}, by {float(missed[inside].max()):.3f} inside"
-)
-assert (
-    apart.max() > 2 and missed.max() > 1 and apart[inside].max() < 0.01 > missed[inside].max() / 10
-)
+print(f"{float(apart.max()):.1f} voxels apart, {float(apart[inside].max()):.3f} inside")
+assert apart.max() > 2 and apart[inside].max() < 0.01
 
 # %% [markdown]
-# Both are guesses. They differ by several voxels, but only where the way leads across the border. Leave a margin around the anatomy, and measure inside.
+# Both are guesses, and so is the way back from there. Leave a margin around the anatomy, and measure inside.
 #
-# **Meeting half-way.** Warp the moving image by $\exp(v/2)$ and the fixed one by $\exp(-v/2)$, and they meet in the middle. Symmetric methods compare them there, so that neither image is special.
-
-# %%
-v = random_velocity(brain.shape[2:], amplitude=20, smoothness=12)
-moving, fixed = brain, warp(brain, integrate(v))                        # so exp(v) is the truth
-middle_one, middle_two = warp(moving, integrate(v / 2)), warp(fixed, integrate(-v / 2))
-before, after = (float((a - b).abs().mean())
-                 for a, b in ((moving, fixed), (middle_one, middle_two)))  # fmt: skip
-print(f"mean difference: {before:.3f} before, {after:.3f} in the middle")
-assert after < 0.1 * before
+# One use of the way back: symmetric methods warp the moving image by $\exp(v/2)$ and the fixed one by $\exp(-v/2)$. The two meet half-way and are compared there, so that neither is special.
 
 # %% [markdown]
 # ## 4 · Half the resolution
 #
-# A smooth velocity does not need every voxel. VoxelMorph integrates on a grid of half the size (its `int_downsize=2`) and enlarges the result: a quarter of the work in 2D, an eighth in 3D. Voxels of the half grid are twice as large, so the values must be halved on the way down and doubled on the way up: `resize_displacement` (lesson 12) does both.
+# A smooth velocity does not need every voxel. VoxelMorph integrates on a grid of half the size (its `int_downsize=2`) and enlarges the result: a quarter of the work in 2D, an eighth in 3D. Voxels of the half grid are twice as large, so the values must be about halved on the way down and doubled on the way up, by $(n' - 1)/(n - 1)$ to be exact: `resize_displacement` (lesson 12) does it.
 #
 # **Predict**: for which of these rivers does that cost more than a tenth of the mean displacement: blurred by 8, 4 or 2 voxels?
 
@@ -304,7 +286,7 @@ for smoothness in (8, 4, 2):
 assert lost[8] < 0.03 and 0.05 < lost[4] < 0.1 < 0.15 < lost[2]
 
 # %% [markdown]
-# Only for the roughest one, on average; but look at the worst voxel. Half resolution says of your field: *it has no detail finer than two voxels*. A network that is trained this way cannot express any. A field from elsewhere should be measured first, as here.
+# Only for the roughest one, on average; but look at the worst voxel. Half resolution flattens whatever changes within a few voxels, and a network that is trained this way hardly expresses it. A field from elsewhere should be measured first, as here.
 
 # %% [markdown]
 # ## 5 · And without a velocity?
@@ -314,12 +296,12 @@ assert lost[8] < 0.03 and 0.05 < lost[4] < 0.1 < 0.15 < lost[2]
 
 # %%
 def invert_by_repetition(u, tolerance=0.001, most=60):
-    """The inverse's displacement, and the largest residual before each step."""
+    """The inverse's displacement, and the largest residuals; the last one belongs to it."""
     w, sizes = torch.zeros_like(u), []
-    for _ in range(most):
+    for step in range(most + 1):
         residual = compose(u, w)                                        # w(y) + u(y + w(y))
         sizes.append(float(residual.norm(dim=1).max()))
-        if sizes[-1] <= tolerance:
+        if sizes[-1] <= tolerance or step == most:
             break
         w = w - residual
     return w, sizes
@@ -356,55 +338,44 @@ assert residuals["whirlpool"][-1] > 5 and jacobian_determinant(quarter).min() > 
 assert round_trip(quarter, backward).max() < 0.3
 
 # %% [markdown]
-# Two failures that look alike. The folded bump has no inverse: several places look at the same spot. The whirlpool has one (itself, reversed), but the iteration overshoots. In a rotation by an angle $\theta$ the displacement changes by $2 \sin(\theta/2)$ from voxel to voxel, which reaches 1 at 60°. So a failed iteration proves nothing about folds. A small residual does prove something: that $u$ brings $y + w(y)$ back to $y$.
+# Two failures that look alike. The folded bump has no inverse: several places look at the same spot. The whirlpool has one (itself, reversed), but the iteration overshoots. A rotation by an angle $\theta$ moves a point at distance $d$ from the center along a chord of length $2 \sin(\theta/2)\, d$. So from one voxel to the next, where $d$ grows by 1, the displacement grows by $2 \sin(\theta/2)$, which reaches 1 at 60°. So a failed iteration proves nothing about folds. A small residual does prove something: that $u$ brings $y + w(y)$ back to $y$.
 #
-# The library's `invert` takes shorter steps where the residual does not shrink, which saves some of these maps. Always ask for the residual, `compose(u, invert(u))`:
-
-
-# %%
-def rotation(degrees):
-    """The displacement (1, 2, 96, 80) of a rotation about the center."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return affine_displacement(torch.tensor([[[c, -s, 0], [s, c, 0]]]).float(), shape)
-
+# The library's `invert` takes shorter steps where the residual does not shrink. That saves a rotation by 70°, but not the whirlpool. Always ask for the residual, `compose(u, invert(u))`:
 
 # %%
+c, s = np.cos(np.radians(70)), np.sin(np.radians(70))
+turned = affine_displacement(torch.tensor([[[c, -s, 0], [s, c, 0]]]).float(), shape)
 middle = (identity_grid(shape) - center.view(2, 1, 1)).norm(dim=0) < 15
 left = {}
-for degrees in (50, 70):
-    u = rotation(degrees)
-    for name, w in (
-        ("w ← w − r", invert_by_repetition(u)[0]),
-        ("invert", invert(u, iterations=200)),
-    ):
-        left[degrees, name] = float(compose(u, w)[0][:, middle].norm(dim=0).max())
-        print(
-            f"rotation by {degrees}°, {name:9}: residual {left[degrees, name]:.3f} near the center"
-        )
-assert left.pop((70, "w ← w − r")) > 5 and max(left.values()) < 0.1
-print(
-    f"folded bump, invert: residual {float(compose(folded, invert(folded)).norm(dim=1).max()):.1f}"
-)
-assert compose(folded, invert(folded)).norm(dim=1).max() > 1
+for name, u in (("rotation by 70°", turned), ("whirlpool", quarter)):
+    for how, w in (("w ← w − r", invert_by_repetition(u)[0]), ("invert", invert(u, iterations=200))):
+        left[name, how] = float(compose(u, w)[0][:, middle].norm(dim=0).max())
+        print(f"{name}, {how}: residual {left[name, how]:.2f} voxels near the center")
+assert left["rotation by 70°", "w ← w − r"] > 5 and left["rotation by 70°", "invert"] < 0.1
+assert left["whirlpool", "invert"] > 1
 
 # %% [markdown]
 # ## 6 · What "diffeomorphic" promises on a grid
 #
-# A **diffeomorphism** is a smooth map with a smooth inverse. $\exp(v)$ is one for every smooth $v$: that is mathematics. Your array is another thing. **Predict**: two rivers of 20 voxels are blurred by 6 and by only 3. Do their folds vanish with enough squarings?
+# A **diffeomorphism** is a smooth map with a smooth inverse. $\exp(v)$ is one for every smooth $v$: that is mathematics. Your array is another thing. **Predict**: two rivers whose longest arrow has 20 voxels are blurred by 6 and by only 3. Do their folds vanish with enough squarings?
 
 # %%
 for smoothness in (6, 3):
     v = random_velocity(brain.shape[2:], amplitude=20, smoothness=smoothness)
     folds = {k: int((jacobian_determinant(integrate(v, k)) <= 0).sum()) for k in (0, 1, 2, 4, 8)}
     print(f"blurred by {smoothness}: folded voxels by squarings: {folds}")
-    assert folds[0] > folds[1] > 100 and (folds[2] == folds[8] == 0) == (smoothness == 6)
-assert folds[8] > 15 and 0.0005 < folds[8] / v[0, 0].numel() < 0.0015
+    assert folds[0] > folds[1] > 100
+    if smoothness == 6:
+        assert folds[2] == 0 and folds[8] == 0                          # gone, and gone for good
+    else:
+        assert folds[8] > 15
+        assert 0.0005 < folds[8] / v[0, 0].numel() < 0.0015             # about 0.1 %
 slow = int((jacobian_determinant(euler(v, 400)) <= 0).sum())
 print(f"blurred by 3, 400 Euler steps: {slow}")
 assert slow > 15
 
 # %% [markdown]
-# With few steps even a fair river folds: where the first leap $v/2^n$ sends two places to one, nothing that follows takes them apart. More steps mend that. For the rough river they help only so far, and 400 Euler steps do not help either. So time is not the limit. What is?
+# With few steps even a fair river folds: where the first leap $v/2^n$ sends two places to one, nothing that follows takes them apart. More steps mend that. For the rough river they help only so far, and so do 400 Euler steps. So time is not the limit. What is?
 #
 # Here is a map *without any integration error*: the exact displacement of a very tight whirlpool. Turning circles keep every area: its true determinant is 1 everywhere. **Predict**: what does the grid say?
 
@@ -426,7 +397,9 @@ assert 0.8 < det.min() and det.max() < 1.2
 # %% [markdown]
 # ## 7 · Play: which rivers can be saved?
 #
-# The explorer follows a random river: its longest arrow (amplitude), its blur (smoothness), the number of squarings, and the time $t$ from −1 to 1: at $t < 0$ you see the inverse. The lines below count folds and say how far a point misses itself there and back.
+# The explorer follows a random river for a time $t$; at $t < 0$ you see the inverse. Amplitude is its longest arrow, smoothness its blur. The lines below count folds and say how far a point misses itself there and back.
+#
+# (The still picture shows 1 squaring, 7 squarings, and 7 squarings backwards, $t = -1$.)
 #
 # **Play** with amplitude 20 and $t = 1$. At smoothness 6, how many squarings does it take until nothing is magenta? Then set 8 squarings and lower the smoothness: where does magenta come back for good?
 
@@ -473,7 +446,7 @@ def unfinished(velocity, steps):
 v = random_velocity(shape, amplitude=10, smoothness=8)
 wrong = {
     "right": integrate(v),
-    "v / steps": integrate(v * 2**7 / 7),
+    "v / steps": integrate(v * 2**7 / 7),                               # which divides by 2**7
     "one piece at a time": unfinished(v, 7),
     "half grid, not halved": resize_displacement(integrate(resize_image(v, (48, 40))), shape),
 }
@@ -493,41 +466,26 @@ assert 1.7 < size["half grid, not halved"] < 2.1
 # %% [markdown]
 # The last one is **half resolution without halving the values**: a leap of 10 voxels on the fine grid was used as 10 on the half grid, which is 20. Resize velocities with `resize_displacement`, not with `resize_image`.
 #
-# **No inverse at hand.** People find out after training that they need the other direction: [voxelmorph#445](https://github.com/voxelmorph/voxelmorph/issues/445), [#560](https://github.com/voxelmorph/voxelmorph/issues/560), [FireANTs#25](https://github.com/rohitrango/FireANTs/issues/25). With a velocity it is one line. Without one, invert by repetition and report the residual.
+# **No inverse at hand.** People find out after training that they need the other direction: [voxelmorph#445](https://github.com/voxelmorph/voxelmorph/issues/445), [#560](https://github.com/voxelmorph/voxelmorph/issues/560), [FireANTs#25](https://github.com/rohitrango/FireANTs/issues/25). With a velocity it is one line.
 #
 # **Folds in a "diffeomorphic" result.** Asked in [ANTs#1022](https://github.com/ANTsX/ANTs/issues/1022); section 6 is the answer. Before you worry, check the counting: the determinant belongs to $x + u(x)$, so the identity must not be forgotten ([SYMNet#18](https://github.com/cwmok/Fast-Symmetric-Diffeomorphic-Image-Registration-with-Convolutional-Neural-Networks/issues/18)), and its *logarithm* is below 0 wherever the map shrinks ([ANTs#829](https://github.com/ANTsX/ANTs/issues/829)).
-
-# %%
-det = jacobian_determinant(integrate(v))
-forgotten = jacobian_determinant(integrate(v) - identity_grid(shape))   # det of ∂u/∂x, without I
-print(f"folded: {float((det <= 0).float().mean()):.0%}; "
-      f"identity forgotten: {float((forgotten <= 0).float().mean()):.0%}; "
-      f"log det below 0: {float((det.log() < 0).float().mean()):.0%}")  # fmt: skip
-assert (det > 0).all() and 0.2 < (forgotten <= 0).float().mean() < 0.8
-assert 0.2 < (det.log() < 0).float().mean() < 0.8
 
 # %% [markdown]
 # ## Check yourself
 #
-# <details><summary>1. A constant velocity of 5 voxels, integrated with 0 squarings. How wrong is the result?</summary>
+# <details><summary>1. You have two velocities and want one map that does both. Is it exp(v₁ + v₂)?</summary>
 #
-# Not at all: the arrows never change along the way, so one leap is exact. The number of steps matters where $v$ changes along the path.
-#
-# </details>
-#
-# <details><summary>2. You have two velocities and want one map that does both. Is it exp(v₁ + v₂)?</summary>
-#
-# In general not, though exponentials of numbers suggest it. $\exp(v_1)$ and $\exp(v_2)$ give different maps in the two orders, and a sum has no order. Compose the two displacements. It does hold for $\exp(v/2)$ with itself, which is why squaring works. (Measured in the cell below.)
+# In general not, though exponentials of numbers suggest it. $\exp(v_1)$ and $\exp(v_2)$ give different maps in the two orders, and a sum has no order. Compose the two displacements. It does hold for $\exp(v/2)$ with itself, which is why squaring works: the cell below measures both.
 #
 # </details>
 #
-# <details><summary>3. A method reports an inverse-consistency error of 0.00 voxels. How good is its registration?</summary>
+# <details><summary>2. A method reports an inverse-consistency error of 0.00 voxels. How good is its registration?</summary>
 #
 # Unknown. The identity has an error of exactly 0 and registers nothing. It says only that the two maps belong together; accuracy needs other measures (lesson 15).
 #
 # </details>
 #
-# <details><summary>4. The fixed-point iteration does not converge. Does the field fold?</summary>
+# <details><summary>3. The fixed-point iteration does not converge. Does the field fold?</summary>
 #
 # Perhaps, perhaps not: a rotation by 70° is enough to make it diverge. Count determinants for folds. A residual near 0, on the other hand, does prove that the way back ends where it should, at those voxels.
 #
@@ -541,7 +499,6 @@ print(
     f"exp(v₁ + v₂) is off by up to {sum_is_off:.1f} voxels; exp(v)∘exp(v) by {halves_are_off:.2f}"
 )
 assert sum_is_off > 1 > 0.2 > halves_are_off
-assert torch.equal(integrate(torch.full((1, 2, 9, 7), 5.0), 0), torch.full((1, 2, 9, 7), 5.0))
 
 # %% [markdown]
 # ## Take away
