@@ -6,9 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import course_lib  # noqa: F401  before torch: see there
+
+# A failing assert tells its values there too.
+pytest.register_assert_rewrite("tests.widget_suite")
 
 # On small tensors threads mostly wait for one another, the more so on a busy machine.
 torch.set_num_threads(1)

@@ -1,16 +1,12 @@
 """Widgets: the pictures say what the fields do, and the sliders drive the pictures."""
 
-import inspect
 import math
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image, ImageFont
 from torch import Tensor
 
@@ -25,26 +21,24 @@ from course_lib.widgets import (
     warp_slider,
 )
 from course_lib.widgets import playground as shared
+from tests.widget_suite import (
+    SHAPE,
+    PlaygroundSuite,
+    blobs,
+    heard,
+    loud,
+    panel_of,
+    rgb,
+    still_parts,
+)
 
-SHAPE = (48, 60)
 TITLES = ("warped image", "grid at x + u(x)", "Jacobian det J")
-
-
-def blobs(seed: int = 0) -> Tensor:
-    """A smooth image from 0 to 1 without any symmetry."""
-    coarse = torch.rand(1, 1, 6, 7, generator=torch.Generator().manual_seed(seed))
-    image = torch.nn.functional.interpolate(coarse, SHAPE, mode="bicubic").clamp(0, 1)
-    return (image - image.min()) / (image.max() - image.min())
 
 
 def box_labels() -> Tensor:
     labels = torch.zeros(1, 1, *SHAPE, dtype=torch.long)
     labels[..., 10:30, 15:45] = 3
     return labels
-
-
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
 
 
 def count(picture: bytes, color: tuple[int, int, int]) -> int:
@@ -58,8 +52,7 @@ def page(lines: int = 2) -> drawing.Page:
 
 def panel(picture: bytes, k: int) -> np.ndarray:
     """Panel ``k`` of a page of images of SHAPE whose titles are narrower than the panels."""
-    (left, top), (height, width) = page().corners[k], page().panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page(), picture, k)
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +111,6 @@ class TestExplorer:
         assert picture.format == "PNG"
         assert picture.size == page().size
 
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        first = explorer.render(3, 5, 0.5)
-        explorer.render(9, 2, 0.1)
-        assert explorer.render(3, 5, 0.5) == first
-        assert deformation_explorer(blobs()).render(3, 5, 0.5) == first
-
     @pytest.mark.parametrize("other", [(6, 5, 0.5), (-3, 5, 0.5), (3, 9, 0.5), (3, 5, 0.7)])
     def test_every_parameter_changes_every_panel(
         self, explorer: Playground, other: tuple[float, float, float]
@@ -139,12 +126,11 @@ class TestExplorer:
     ) -> None:
         picture = deformation_explorer(blobs(), labels).render(amplitude, 5, 0.5)
         folded = float(folding_fraction(bump_displacement(SHAPE, amplitude, 5, 0.5))) > 0
-        assert (count(picture, drawing.FOLD_RGB) > 0) == folded
+        assert loud(rgb(picture)) == folded
         for k, in_this_panel in enumerate([False, folded, folded]):
-            loud = (panel(picture, k) == drawing.FOLD_RGB).all(axis=2).any()
-            assert loud == in_this_panel, TITLES[k]
+            assert loud(panel(picture, k)) == in_this_panel, TITLES[k]
         below = rgb(picture)[page().corners[0][1] + page().panel[0] + 1 :]
-        assert (below == drawing.FOLD_RGB).all(axis=2).any() == folded, "beside the words"
+        assert loud(below) == folded, "beside the words"
 
     def test_amplitudes_above_lie_on_both_sides_of_the_threshold(self) -> None:
         fractions = [
@@ -152,29 +138,19 @@ class TestExplorer:
         ]
         assert fractions[0] == 0 and fractions[1] == pytest.approx(4 / 2880)
 
-    def test_words(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said: list[str] = []
-        draw = drawing.Page.draw
-
-        def listen(self: drawing.Page, panels: Any, lines: Any, alarm: bool = False) -> Any:
-            said.extend([*lines, str(alarm)])
-            return draw(self, panels, lines, alarm)
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
-        explorer = deformation_explorer(blobs())
-        said.clear()
-        explorer.render(-12, 5, 0.5)
+    def test_words(self, explorer: Playground) -> None:
         u = bump_displacement(SHAPE, -12, 5, 0.5)
         percent, least = 100 * float(folding_fraction(u)), float(jacobian_determinant(u).min())
-        assert said == [
-            "amplitude −12.0 voxels, smoothness 5.0 voxels, position 0.50",
-            f"folded: {percent:.2f} %,  min det J: −{-least:.2f}",
-            "True",
-        ]
+        assert heard(explorer, -12, 5, 0.5) == (
+            [
+                "amplitude −12.0 voxels, smoothness 5.0 voxels, position 0.50",
+                f"folded: {percent:.2f} %,  min det J: −{-least:.2f}",
+            ],
+            True,
+        )
         assert percent > 0.5 and least < -0.2
-        said.clear()
-        explorer.render(0, 5, 0.5)
-        assert said[1:] == ["folded: 0.00 %,  min det J: 1.00", "False"]
+        lines, alarm = heard(explorer, 0, 5, 0.5)
+        assert lines[1:] == ["folded: 0.00 %,  min det J: 1.00"] and not alarm
 
     def test_what_is_not_zero_does_not_read_as_zero(self) -> None:
         assert shared.percent(1e-5) == "< 0.01 %"
@@ -267,9 +243,6 @@ class TestWarpSlider:
         size = Image.open(BytesIO(slider.render(0.5))).size
         assert size[1] == expected[1] and abs(size[0] - expected[0]) < 30
 
-    def test_same_parameters_same_bytes(self, slider: Playground) -> None:
-        assert slider.render(0.5) == slider.render(0.5) != slider.render(0.52)
-
     @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
     def test_shows_the_warped_image(self, fraction: float) -> None:
         u = bump_displacement(SHAPE, 6, 8, 0.5)
@@ -293,19 +266,11 @@ class TestWarpSlider:
         picture = warp_slider(blobs(), blobs(), torch.zeros(1, 2, *SHAPE)).render(0.4)
         assert panel(picture, 2).min() > 240
 
-    def test_says_the_correlation(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said: list[str] = []
-
-        def listen(_: drawing.Page, panels: Any, lines: Any) -> Any:
-            said.extend(lines)
-            return panels[0]
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
+    def test_says_the_correlation(self, slider: Playground) -> None:
         u = bump_displacement(SHAPE, 6, 8, 0.5)
-        warp_slider(blobs(), blobs(1), u).render(0.5)
         r = float(correlation(warp(blobs(), 0.5 * u), blobs(1)))
         expected = f"fraction 0.50 of the displacement,  correlation with fixed: {r:.3f}"
-        assert said[-1] == expected.replace("-", "−")
+        assert heard(slider, 0.5) == ([expected.replace("-", "−")], False)
 
     def test_constant_image(self) -> None:
         flat = torch.zeros(1, 1, *SHAPE)
@@ -348,85 +313,19 @@ class TestWarpSlider:
             slider.render(fraction)
 
 
-BOTH: list[Callable[[], Playground]] = [
-    lambda: deformation_explorer(blobs(), box_labels()),
-    lambda: warp_slider(blobs(), blobs(1), bump_displacement(SHAPE, 6, 8, 0.5)),
-]
+class TestExplorerPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return deformation_explorer(blobs(), box_labels())
 
 
-@pytest.mark.parametrize("make", BOTH, ids=["explorer", "slider"])
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, make: Callable[[], Playground]) -> None:
-        playground = make()
-        assert list(playground.sliders) == list(inspect.signature(playground.render).parameters)
-        for slider in playground.sliders.values():
-            assert slider.description and slider.readout and slider.continuous_update
-            steps = (slider.max - slider.min) / slider.step
-            assert 2 <= steps <= 250 and steps == pytest.approx(round(steps))
-
-    def test_moving_a_slider_changes_the_picture(self, make: Callable[[], Playground]) -> None:
-        playground = make()
-        for name, slider in playground.sliders.items():
-            before = playground.picture.value
-            slider.value += 3 * slider.step
-            assert playground.picture.value != before, name
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
-
-    def test_both_ends_of_every_slider(self, make: Callable[[], Playground]) -> None:
-        playground = make()
-        for slider in playground.sliders.values():
-            for end in (slider.min, slider.max):
-                slider.value = end
-                assert bytes(playground.picture.value).startswith(b"\x89PNG")
-
-    def test_leaves_a_still_picture_as_a_separate_output(
-        self, make: Callable[[], Playground], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        playground = make()
-        playground._ipython_display_()
-        box, caption, still = shown
-        assert "without a slider" in caption.data
-        assert isinstance(box, ipywidgets.VBox)
-        assert list(box.children) == [*playground.sliders.values(), playground.picture]
-        data, metadata = DisplayFormatter().format(still)
-        assert "image/png" in data and not any("widget" in kind for kind in data)
-        assert metadata["image/png"]["alt"] == playground.caption
-        assert len(playground.caption) > 100
-
-    def test_two_of_them_do_not_share_anything(self, make: Callable[[], Playground]) -> None:
-        one, two = make(), make()
-        before = two.picture.value
-        next(iter(one.sliders.values())).value += 3
-        assert two.picture.value == before
-
-    def test_leaves_threads_and_gradients_as_they_were(
-        self, make: Callable[[], Playground]
-    ) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            playground = make()
-            with pytest.raises(ValueError):
-                playground.render(*[-math.inf] * len(playground.sliders))
-            assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
-        finally:
-            torch.set_num_threads(threads)
+class TestWarpSliderPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return warp_slider(blobs(), blobs(1), bump_displacement(SHAPE, 6, 8, 0.5))
 
 
 class TestStill:
-    def test_three_telling_settings(self) -> None:
-        explorer = deformation_explorer(blobs())
-        strip = rgb(explorer.still())
-        third = strip.shape[0] // 3
-        loud = [
-            (strip[k * third : (k + 1) * third] == drawing.FOLD_RGB).all(axis=2).any()
-            for k in range(3)
-        ]
-        assert loud == [False, False, True]
-        assert explorer.still() == explorer.still()
+    def test_three_telling_settings(self, explorer: Playground) -> None:
+        assert [loud(part) for part in still_parts(explorer)] == [False, False, True]
 
     def test_moderate_size(self) -> None:
         pair = brains.real_pair(2)

@@ -1,23 +1,20 @@
 """The descent explorer: discs have the shape and the gradient that they claim, pictures follow."""
 
-import inspect
 import math
 import re
 from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor
 
 from course_lib import drawing
 from course_lib.datasets import brains
 from course_lib.widgets import Playground, descent_explorer, fit_disc, soft_disc
-from course_lib.widgets import playground as shared
+from tests.widget_suite import PlaygroundSuite, heard, loud, panel_of, still_parts
 
 SHAPE = (48, 60)
 TITLES = ("path of the disc", "loss", "disc − shape")
@@ -35,17 +32,12 @@ def textured() -> Tensor:
     return torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
 def page() -> drawing.Page:
     return drawing.Page(SHAPE, TITLES, [("+1", 1.0), ("0", 0.5), ("−1", 0.0)], lines=2)
 
 
 def panel(picture: bytes, k: int) -> np.ndarray:
-    (left, top), (height, width) = page().corners[k], page().panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page(), picture, k)
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +148,6 @@ class TestExplorer:
         picture = Image.open(BytesIO(explorer.render(2, 30)))
         assert picture.format == "PNG" and picture.size == page().size
 
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        first = explorer.render(2, 30)
-        for rate in range(3, 15):  # more than are remembered
-            explorer.render(rate, 3)
-        assert explorer.render(2, 30) == first
-        assert descent_explorer(textured(), box(), START).render(2, 30) == first
-
     @pytest.mark.parametrize("other", [(2.5, 10), (2, 25)])
     def test_every_parameter_changes_every_panel(
         self, explorer: Playground, other: tuple[float, float]
@@ -198,26 +183,17 @@ class TestExplorer:
         table = np.frombuffer(drawing._palette(), np.uint8).reshape(-1, 3)
         assert np.abs(shown - table[np.asarray(levels)]).max() == 0
 
-    def test_says_the_numbers(self, monkeypatch: pytest.MonkeyPatch, explorer: Playground) -> None:
-        said: list[Any] = []
-
-        def listen(_: drawing.Page, panels: Any, lines: Any, alarm: bool = False) -> Any:
-            said.extend([*lines, alarm])
-            return panels[0]
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
-        explorer.render(2.5, 30)
+    def test_says_the_numbers(self, explorer: Playground) -> None:
+        lines, alarm = heard(explorer, 2.5, 30)
         circles, losses = fit_disc(box(), torch.tensor([START]), learning_rate=2.5, steps=30)
         row, column, radius = circles[-1].tolist()
-        assert said == [
+        assert not alarm and lines == [
             "learning rate 2.5, 30 steps",
             f"loss {losses[-1]:.4f}:  row {row:.1f}, column {column:.1f}, radius {radius:.1f}",
-            False,
         ]
-        descent_explorer(textured(), box(), (27, 35, 10)).render(100, 60)
-        said = said[-3:]
-        assert said[0] == "learning rate 100.0, 60 steps: worse than the start" and said[2] is True
-        assert "-" not in said[1] and "−" in said[1]
+        lines, alarm = heard(descent_explorer(textured(), box(), (27, 35, 10)), 100, 60)
+        assert alarm and lines[0] == "learning rate 100.0, 60 steps: worse than the start"
+        assert "-" not in lines[1] and "−" in lines[1]
 
     def test_lines_fit(self) -> None:
         bold = drawing._font(bold=True)
@@ -230,13 +206,7 @@ class TestExplorer:
         pair = brains.real_pair()
         assert pair.fixed_labels is not None
         playground = descent_explorer(pair.fixed, (pair.fixed_labels > 0).float())
-        strip = rgb(playground.still())
-        third = strip.shape[0] // 3
-        loud = [
-            (strip[k * third : (k + 1) * third] == drawing.FOLD_RGB).all(axis=2).any()
-            for k in range(3)
-        ]
-        assert loud == [False, False, True]
+        assert [loud(part) for part in still_parts(playground)] == [False, False, True]
         assert len(playground.still()) < 120_000
         # Readers without a slider see the rule of the lesson: rate times steps.
         ends = re.findall(
@@ -289,56 +259,14 @@ class TestExplorer:
         playground = descent_explorer(textured(), inside, START)
         before = playground.render(2, 30)
         inside.zero_()
-        for rate in range(3, 15):
+        for rate in range(3, 15):  # more than are remembered
             playground.render(rate, 3)
         assert playground.render(2, 30) == before
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
-        for slider in explorer.sliders.values():
-            assert slider.description and slider.readout and slider.continuous_update
-            steps = (slider.max - slider.min) / slider.step
-            assert 2 <= steps <= 250 and steps == pytest.approx(round(steps))
-
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        playground = descent_explorer(textured(), box(), START)
-        for slider in playground.sliders.values():
-            before = playground.picture.value
-            slider.value += (3 if slider.value < slider.max else -3) * slider.step
-            assert playground.picture.value != before
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
-
-    def test_both_ends_of_every_slider(self) -> None:
-        playground = descent_explorer(textured(), box(), START)
-        for slider in playground.sliders.values():
-            for end in (slider.min, slider.max):
-                slider.value = end
-                assert bytes(playground.picture.value).startswith(b"\x89PNG")
-
-    def test_leaves_a_still_picture_as_a_separate_output(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        box_of_sliders, caption, still = shown
-        assert "without a slider" in caption.data and isinstance(box_of_sliders, ipywidgets.VBox)
-        data, metadata = DisplayFormatter().format(still)
-        assert "image/png" in data and metadata["image/png"]["alt"] == explorer.caption
-
-    def test_leaves_threads_and_gradients_as_they_were(self, explorer: Playground) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            explorer.render(7, 4)
-            with pytest.raises(ValueError):
-                explorer.render(-math.inf, -math.inf)
-            assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
-        finally:
-            torch.set_num_threads(threads)
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return descent_explorer(textured(), box(), START)
 
 
 class TestCurve:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
-from PIL import Image
 
 from course_lib import drawing, metrics
 from course_lib.widgets import Playground, disc_pair, evaluation_explorer
 from course_lib.widgets import evaluation as module
-from course_lib.widgets import playground as shared
+from tests.widget_suite import PlaygroundSuite, heard, panel_of
 
 TITLES = 3
 SETTINGS = [(1, 0, 0), (3, 2, 0), (10, 2, 20), (20, 15, 30), (15, 0, 30), (2, 15, 7)]
@@ -27,10 +22,6 @@ def explorer() -> Playground:
     return evaluation_explorer()
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
-
-
 def panel(picture: bytes, k: int) -> np.ndarray:
     page = drawing.Page(
         module.SHAPE,
@@ -38,8 +29,7 @@ def panel(picture: bytes, k: int) -> np.ndarray:
         [("≥ 3 voxels", 1.0), ("0", 0.5), ("≤ −3 voxels", 0.0)],
         lines=2,
     )
-    (left, top), (height, width) = page.corners[k], page.panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page, picture, k).astype(int)
 
 
 class TestDiscs:
@@ -105,27 +95,16 @@ class TestNumbers:
         assert (fixed[0, 0][signed < 0] == 1).all() and (warped[0, 0][signed > 0] == 1).all()
         assert float(signed.min()) < -3 and float(signed.max()) > 3
 
-    def test_are_written_below_the_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said: list[str] = []
-        draw = drawing.Page.draw
-
-        def listen(self: drawing.Page, parts: Any, lines: Any, alarm: bool = False) -> Any:
-            said[:] = lines
-            return draw(self, parts, lines, alarm)
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
-        evaluation_explorer().render(15, 0, 30)
-        assert said == [
+    def test_are_written_below_the_picture(self, explorer: Playground) -> None:
+        lines, _ = heard(explorer, 15, 0, 30)
+        assert lines == [
             "Radius 15, shift 0, a stray voxel at 30",
             "Dice 1.00, Hausdorff 95: 0.0 voxels, largest distance: 30.0",
         ]
-        assert drawing._font().getlength(said[1]) < drawing._LEAST
+        assert drawing._font().getlength(lines[1]) < drawing._LEAST
 
 
 class TestPicture:
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        assert explorer.render(10, 2, 20) == evaluation_explorer().render(10, 2, 20)
-
     @pytest.mark.parametrize("other", [(11, 2, 20), (10, 3, 20), (10, 2, 21)])
     def test_every_parameter_changes_every_panel(
         self, explorer: Playground, other: tuple[float, float, float]
@@ -153,40 +132,10 @@ class TestPicture:
         assert explorer.caption.count("Dice") == 4
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return evaluation_explorer()
+
+    def test_sliders_have_the_limits_of_the_discs(self, explorer: Playground) -> None:
         for name, slider in explorer.sliders.items():
             assert (slider.min, slider.max, slider.step) == (*module._LIMITS[name], 1)
-
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        playground = evaluation_explorer()
-        for slider in playground.sliders.values():
-            before = playground.picture.value
-            slider.value += 3
-            assert playground.picture.value != before
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
-
-    def test_both_ends_of_every_slider(self) -> None:
-        playground = evaluation_explorer()
-        for slider in playground.sliders.values():
-            for end in (slider.min, slider.max):
-                slider.value = end
-                assert bytes(playground.picture.value).startswith(b"\x89PNG")
-
-    def test_leaves_a_still_picture_as_a_separate_output(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        box, caption, still = shown
-        assert isinstance(box, ipywidgets.VBox) and "without a slider" in caption.data
-        data, metadata = DisplayFormatter().format(still)
-        assert "image/png" in data and metadata["image/png"]["alt"] == explorer.caption
-
-    def test_leaves_threads_and_gradients_as_they_were(self, explorer: Playground) -> None:
-        threads = torch.get_num_threads()
-        explorer.render(7, 4, 2)
-        assert torch.get_num_threads() == threads and torch.is_grad_enabled()

@@ -1,16 +1,13 @@
 """The joint histogram explorer: counts as the loss counts, pictures follow, numbers are right."""
 
-import inspect
 import math
 import re
 from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -20,8 +17,8 @@ from course_lib.landscapes import landscape, translations
 from course_lib.losses import mutual_information, ncc
 from course_lib.spatial import smooth
 from course_lib.widgets import Playground, joint_histogram_explorer
-from course_lib.widgets import playground as shared
 from course_lib.widgets.histogram import histogram_of_pairs
+from tests.widget_suite import PlaygroundSuite, heard, panel_of
 
 SHAPE = (40, 52)
 TITLES = ("tiles: warped, fixed", "counts: warped ↑ fixed →", "more than by chance")
@@ -40,29 +37,13 @@ def page() -> drawing.Page:
     return drawing.Page(SHAPE, TITLES, [("+4 nats", 1.0), ("0", 0.5), ("−4", 0.0)], lines=2)
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
 def panel(picture: bytes, k: int) -> np.ndarray:
-    (left, top), (height, width) = page().corners[k], page().panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page(), picture, k)
 
 
 @pytest.fixture(scope="module")
 def explorer() -> Playground:
     return joint_histogram_explorer(textured(), contrasts())
-
-
-def said_by(explorer: Playground, *setting: float) -> list[str]:
-    """The lines of text below the panels."""
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            drawing.Page, "draw", lambda _, panels, lines: said.extend(lines) or panels[0]
-        )
-        explorer.render(*setting)
-    return said
 
 
 class TestHistogram:
@@ -98,12 +79,6 @@ class TestExplorer:
         picture = Image.open(BytesIO(explorer.render(2, 5, 1, 16)))
         assert picture.format == "PNG" and picture.size == page().size
 
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        first = explorer.render(2, 5, 1, 16)
-        explorer.render(-3, 0, 2, 32)
-        assert explorer.render(2, 5, 1, 16) == first
-        assert joint_histogram_explorer(textured(), contrasts()).render(2, 5, 1, 16) == first
-
     @pytest.mark.parametrize("other", [(4, 5, 1, 16), (2, -9, 1, 16), (2, 5, 2, 16), (2, 5, 1, 32)])
     def test_every_parameter_changes_the_histograms(
         self, explorer: Playground, other: tuple[float, ...]
@@ -114,12 +89,13 @@ class TestExplorer:
 
     def test_says_what_the_losses_say(self, explorer: Playground) -> None:
         for contrast, moving in enumerate(contrasts()):
-            lines = said_by(explorer, -3, 0, contrast, 20)
+            lines, alarm = heard(explorer, -3, 0, contrast, 20)
             pose = translations([-3], axis=1)
             information = -float(
                 landscape(lambda a, b: mutual_information(a, b, 20), moving, textured(), pose)
             )
             squared = float(landscape(ncc, moving, textured(), pose)) ** 2
+            assert not alarm
             assert lines[0] == f"shift −3.0 voxels, rotation 0.0°, contrast {contrast}, 20 bins"
             found = [float(x) for x in re.findall(r"\d\.\d{3}", lines[1])]
             assert found == pytest.approx([information, squared], abs=1e-3)
@@ -134,7 +110,7 @@ class TestExplorer:
 
     def test_alignment_says_most(self, explorer: Playground) -> None:
         values = [
-            float(re.findall(r"\d\.\d{3}", said_by(explorer, shift, 0, 2, 16)[1])[0])
+            float(re.findall(r"\d\.\d{3}", heard(explorer, shift, 0, 2, 16)[0][1])[0])
             for shift in (-6, -2, 0, 2, 6)
         ]
         assert max(values) == values[2] and values[2] > 1.5 * values[0]
@@ -187,38 +163,13 @@ class TestExplorer:
             explorer.render(*setting)
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
-        for slider in explorer.sliders.values():
-            assert slider.description and slider.readout and slider.continuous_update
-            steps = (slider.max - slider.min) / slider.step
-            assert 2 <= steps <= 250 and steps == pytest.approx(round(steps))
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return joint_histogram_explorer(textured(), contrasts())
 
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        playground = joint_histogram_explorer(textured(), contrasts())
-        for slider in playground.sliders.values():
-            before = playground.picture.value
-            slider.value += slider.step if slider.value < slider.max else -slider.step
-            assert playground.picture.value != before
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
 
-    @pytest.mark.parametrize("count", [2, 3])
-    def test_both_ends_of_every_slider(self, count: int) -> None:
-        playground = joint_histogram_explorer(textured(), contrasts()[:count])
-        for slider in playground.sliders.values():
-            for end in (slider.min, slider.max):
-                slider.value = end
-                assert bytes(playground.picture.value).startswith(b"\x89PNG")
+class TestPlaygroundOfTwoContrasts(PlaygroundSuite):
+    fewest_steps = 1  # from one contrast to the other
 
-    def test_leaves_a_still_picture_as_a_separate_output(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        box_of_sliders, caption, still = shown
-        assert "without a slider" in caption.data and isinstance(box_of_sliders, ipywidgets.VBox)
-        data, metadata = DisplayFormatter().format(still)
-        assert "image/png" in data and metadata["image/png"]["alt"] == explorer.caption
+    def make(self) -> Playground:
+        return joint_histogram_explorer(textured(), contrasts()[:2])

@@ -1,6 +1,5 @@
 """The regularity explorer: pictures and numbers are those of the registration that is asked for."""
 
-import inspect
 import math
 from io import BytesIO
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from course_lib.spatial import jacobian_determinant, smooth, warp
 from course_lib.widgets import Playground, regularity_explorer
 from course_lib.widgets import playground as shared
 from course_lib.widgets import regularity as module
+from tests.widget_suite import PlaygroundSuite, heard, loud, panel_of, rgb, still_parts
 
 SHAPE = (48, 60)
 TITLES = ("warped image", "grid at x + u(x)", "Jacobian det J")
@@ -50,34 +49,10 @@ def explorer() -> Playground:
     return explore()
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
-def loud(picture: bytes) -> bool:
-    return bool((rgb(picture) == drawing.FOLD_RGB).all(axis=2).any())
-
-
-def lines_of(explorer: Playground, monkeypatch: pytest.MonkeyPatch, *setting: float) -> list[str]:
-    said: list[str] = []
-    draw = drawing.Page.draw
-
-    def listen(page: drawing.Page, panels: Any, lines: Any, alarm: bool = False) -> Any:
-        said.extend(lines)
-        return draw(page, panels, lines, alarm)
-
-    monkeypatch.setattr(drawing.Page, "draw", listen)
-    explorer.render(*setting)
-    return said
-
-
 class TestPicture:
     def test_png_of_the_page(self, explorer: Playground) -> None:
         page = drawing.Page(SHAPE, TITLES, [("≥ 2", 1.0), ("0.5", 0.25)], lines=2)
         assert Image.open(BytesIO(explorer.render(0, 0))).size == page.size
-
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        assert explorer.render(1.0, 0.0) == explorer.render(1.0, 0.0)
 
     def test_each_setting_is_another_picture(self, explorer: Playground) -> None:
         settings = [(exponent, kind) for exponent in (-1, 0, 1, 2) for kind in (0, 1)]
@@ -97,37 +72,24 @@ class TestPicture:
         for exponent, weight in zip((-1, 0, 1, 2), WEIGHTS, strict=True):
             for kind, fields in enumerate((bumps(2.0, 1), bumps(3.0, 2))):
                 folds = bool((jacobian_determinant(fields[weight]) <= 0).any())
-                assert loud(explorer.render(exponent, kind)) == folds
+                assert loud(rgb(explorer.render(exponent, kind))) == folds
                 seen.add(folds)
         assert seen == {False, True}
 
-    def test_the_line_is_loud_when_a_single_voxel_folds(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_line_is_loud_when_a_single_voxel_folds(self) -> None:
         field = torch.zeros(1, 2, *SHAPE)
         field[0, 1, 40, 30] = 3.0  # one neighbor is overtaken, outside the labels
         flat = {w: torch.zeros(1, 2, *SHAPE) for w in WEIGHTS}
         folding = explore(diffusion=flat | {1.0: field}, bending=flat)
-        heard: list[bool] = []
-        draw = drawing.Page.draw
-
-        def listen(page: drawing.Page, panels: Any, lines: Any, alarm: bool = False) -> Any:
-            heard.append(alarm)
-            return draw(page, panels, lines, alarm)
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
-        folding.render(0, 0)
-        folding.render(0, 1)
-        assert heard == [True, False]
+        assert [heard(folding, 0, kind)[1] for kind in (0, 1)] == [True, False]
 
     def test_shows_the_warped_image(self, explorer: Playground) -> None:
         page = drawing.Page(SHAPE, TITLES, [("≥ 2", 1.0), ("0.5", 0.25)], lines=2)
-        (left, top), (height, width) = page.corners[0], page.panel
         pair = a_pair()
         low, high = shared.intensity_range(pair.moving)
         warped = warp(pair.moving, bumps(3.0, 2)[10.0])[0, 0]
         expected = drawing.gray(warped, low, high, page.panel)
-        shown = rgb(explorer.render(1.0, 1.0))[top : top + height, left : left + width]
+        shown = panel_of(page, explorer.render(1.0, 1.0), 0)
         again = np.asarray(expected).astype(float) / (drawing.GRAYS - 1) * 255
         assert np.abs(shown[..., 0] - again).max() < 2
 
@@ -136,16 +98,11 @@ class TestNumbers:
     @pytest.mark.parametrize(("exponent", "weight"), [(-1, 0.1), (1, 10.0)])
     @pytest.mark.parametrize("kind", [0, 1])
     def test_are_those_of_the_metrics(
-        self,
-        explorer: Playground,
-        monkeypatch: pytest.MonkeyPatch,
-        exponent: float,
-        weight: float,
-        kind: int,
+        self, explorer: Playground, exponent: float, weight: float, kind: int
     ) -> None:
         pair, u = a_pair(), (bumps(2.0, 1), bumps(3.0, 2))[kind][weight]
         assert pair.moving_labels is not None and pair.fixed_labels is not None
-        first, second = lines_of(explorer, monkeypatch, exponent, kind)
+        (first, second), _ = heard(explorer, exponent, kind)
         overlap = dice(warp(pair.moving_labels, u, mode="nearest"), pair.fixed_labels).mean()
         likeness = float(correlation(warp(pair.moving, u), pair.fixed))
         assert first.startswith(f"{('diffusion', 'bending energy')[kind]}, weight {weight:g}:")
@@ -168,21 +125,16 @@ class TestNumbers:
         assert drawing._LEFT + 34 + drawing._font(bold=True).getlength(alarm) < drawing._LEAST
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
+class TestPlayground(PlaygroundSuite):
+    fewest_steps = 1  # from one penalty to the other
+
+    def make(self) -> Playground:
+        return explore()
+
+    def test_sliders_are_the_weights_and_the_penalties(self, explorer: Playground) -> None:
         weight, penalty = explorer.sliders.values()
         assert (weight.min, weight.max, weight.step) == (-1, 2, 1)
         assert (penalty.min, penalty.max, penalty.step) == (0, 1, 1)
-
-    def test_a_slider_moves_the_picture(self) -> None:
-        playground = explore()
-        for slider in playground.sliders.values():
-            before = playground.picture.value
-            slider.value = slider.max if slider.value != slider.max else slider.min
-            assert playground.picture.value != before
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
 
     def test_every_half_power_of_ten_is_reached(self) -> None:
         exponents = [n / 2 for n in range(-4, 5)]
@@ -192,16 +144,8 @@ class TestPlayground:
         assert (weight.min, weight.max, weight.step) == (-2, 2, 0.5)
         assert len({playground.render(e, 0) for e in exponents}) == 9
 
-    def test_still_and_caption(self, explorer: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        _data, metadata = DisplayFormatter().format(shown[-1])
-        assert metadata["image/png"]["alt"] == explorer.caption
-        assert len(explorer.still()) < 120_000 and explorer.still() == explorer.still()
-        strip, third = rgb(explorer.still()), rgb(explorer.still()).shape[0] // 3
-        parts = [strip[k * third : (k + 1) * third] for k in range(3)]
-        assert [(p == drawing.FOLD_RGB).all(axis=2).any() for p in parts] == [True, False, False]
+    def test_still_and_caption(self, explorer: Playground) -> None:
+        assert [loud(part) for part in still_parts(explorer)] == [True, False, False]
         pair, u = a_pair(), bumps(2.0, 1)[0.1]
         assert pair.fixed_labels is not None
         folded = float(folding_fraction(u, pair.fixed_labels > 0))
@@ -218,16 +162,6 @@ class TestPlayground:
     def test_takes_what_a_training_leaves(self) -> None:
         fields = {w: u.double().requires_grad_() for w, u in bumps(2.0, 1).items()}
         assert explore(diffusion=fields).render(0, 0).startswith(b"\x89PNG")
-
-    def test_leaves_threads_and_gradients_as_they_were(self) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            with pytest.raises(ValueError):
-                explore().render(-math.inf, 0)
-            assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
-        finally:
-            torch.set_num_threads(threads)
 
 
 PAIR = a_pair()

@@ -1,16 +1,13 @@
 """The sampling explorer: weights are those of bilinear interpolation, pictures follow."""
 
-import inspect
 import math
 import re
 from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +15,7 @@ from course_lib import drawing
 from course_lib.datasets import brains
 from course_lib.spatial import identity_grid, warp
 from course_lib.widgets import Playground, sampling, sampling_explorer
-from course_lib.widgets import playground as shared
+from tests.widget_suite import PlaygroundSuite, heard, panel_of
 
 SHAPE = (5, 7)
 TITLES = ("the piece, and the box", "the box: weights", "slope along j")
@@ -33,10 +30,6 @@ def read(row: float, column: float) -> float:
     return float(warp(piece().double(), u.double())[0, 0, 0, 0])
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
 def page() -> drawing.Page:
     reach = float(piece().diff(dim=3).abs().max())
     labels = [f"{at:+.2g}".replace("-", "−") for at in (reach, -reach)]
@@ -44,26 +37,12 @@ def page() -> drawing.Page:
 
 
 def panel(picture: bytes, k: int) -> np.ndarray:
-    (left, top), (height, width) = page().corners[k], page().panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page(), picture, k)
 
 
 @pytest.fixture(scope="module")
 def explorer() -> Playground:
     return sampling_explorer(piece())
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines of text of every page that is drawn."""
-    lines: list[str] = []
-
-    def listen(_: drawing.Page, panels: Any, text: Any, alarm: bool = False) -> Any:
-        lines.extend(text)
-        return panels[0]
-
-    monkeypatch.setattr(drawing.Page, "draw", listen)
-    return lines
 
 
 class TestNumbers:
@@ -79,15 +58,15 @@ class TestNumbers:
     def test_weights_are_in_the_order_of_reading(self) -> None:
         assert sampling._weights(0.25, 0.1, SHAPE) == pytest.approx((0.675, 0.075, 0.225, 0.025))
 
-    def test_says_value_and_slopes(self, explorer: Playground, said: list[str]) -> None:
-        explorer.render(2.25, 1.6)
+    def test_says_value_and_slopes(self, explorer: Playground) -> None:
+        lines, _ = heard(explorer, 2.25, 1.6)
         h = 1e-3
         down = (read(2.25 + h, 1.6) - read(2.25 - h, 1.6)) / (2 * h)
         right = (read(2.25, 1.6 + h) - read(2.25, 1.6 - h)) / (2 * h)
         assert abs(down) > 0.05 and abs(right) > 0.05 and abs(down - right) > 0.05
-        numbers = [float(n) for n in re.findall(r"[+-]?\d\.\d+", " ".join(said).replace("−", "-"))]
+        numbers = [float(n) for n in re.findall(r"[+-]?\d\.\d+", " ".join(lines).replace("−", "-"))]
         assert numbers == pytest.approx([2.25, 1.6, read(2.25, 1.6), down, right], abs=2e-3)
-        assert "-" not in "".join(said)
+        assert "-" not in "".join(lines)
 
     def test_slope_map_is_the_slope(self) -> None:
         values, (height, width) = piece()[0, 0], page().panel
@@ -104,11 +83,6 @@ class TestPicture:
     def test_png_of_the_expected_size(self, explorer: Playground) -> None:
         picture = Image.open(BytesIO(explorer.render(1, 2)))
         assert picture.format == "PNG" and picture.size == page().size
-
-    def test_same_parameters_same_bytes(self, explorer: Playground) -> None:
-        first = explorer.render(1.2, 2.7)
-        explorer.render(3, 4)
-        assert explorer.render(1.2, 2.7) == first == sampling_explorer(piece()).render(1.2, 2.7)
 
     @pytest.mark.parametrize("other", [(1.6, 2.7), (1.2, 3.4)])
     def test_every_parameter_changes_every_panel(
@@ -208,47 +182,10 @@ class TestRefuses:
             explorer.render(*setting)
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return sampling_explorer(piece())
+
+    def test_sliders_read_hundredths(self, explorer: Playground) -> None:
         for slider in explorer.sliders.values():
-            assert slider.description and slider.readout and slider.continuous_update
             assert slider.readout_format == ".2f"
-            steps = (slider.max - slider.min) / slider.step
-            assert 2 <= steps <= 250 and steps == pytest.approx(round(steps))
-
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        playground = sampling_explorer(piece())
-        for slider in playground.sliders.values():
-            before = playground.picture.value
-            slider.value += 3 * slider.step
-            assert playground.picture.value != before
-        values = {name: slider.value for name, slider in playground.sliders.items()}
-        assert playground.picture.value == playground.render(**values)
-
-    def test_both_ends_of_every_slider(self) -> None:
-        playground = sampling_explorer(piece())
-        for slider in playground.sliders.values():
-            for end in (slider.min, slider.max):
-                slider.value = end
-                assert bytes(playground.picture.value).startswith(b"\x89PNG")
-
-    def test_leaves_a_still_picture_as_a_separate_output(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        box_of_sliders, caption, still = shown
-        assert "without a slider" in caption.data and isinstance(box_of_sliders, ipywidgets.VBox)
-        data, metadata = DisplayFormatter().format(still)
-        assert "image/png" in data and metadata["image/png"]["alt"] == explorer.caption
-
-    def test_leaves_threads_and_gradients_as_they_were(self, explorer: Playground) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            explorer.render(3, 4)
-            assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
-        finally:
-            torch.set_num_threads(threads)

@@ -1,15 +1,12 @@
 """The similarity explorer: spoiling, the four losses, and pictures that follow."""
 
-import inspect
 import math
 from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +22,8 @@ from course_lib.widgets import (
     shift_losses,
     similarity_explorer,
 )
-from course_lib.widgets import playground as shared
 from course_lib.widgets.similarity import REACH, Landscapes
+from tests.widget_suite import PlaygroundSuite, heard, panel_of
 
 SHAPE = (48, 60)
 
@@ -37,17 +34,12 @@ def texture(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> Tensor:
     return ((image - image.min()) / (image.max() - image.min())).to(dtype)
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
 def page() -> Landscapes:
     return Landscapes(SHAPE, ("fixed", "moving", "loss at each shift"), (), lines=3)
 
 
 def panel(picture: bytes, k: int) -> np.ndarray:
-    (left, top), (height, width) = page().corners[k], page().panel
-    return rgb(picture)[top : top + height, left : left + width]
+    return panel_of(page(), picture, k)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +192,13 @@ class TestExplorer:
         assert said[0][2:] == ["all four find the right place", "False"]
         assert said[1][2:] == ["wrong: MSE, NCC, local", "True"]
         assert "local squared +2" in said[1][1] and "contrast −1.0" in said[1][0]
+    def test_the_words_say_what_is_wrong(self, explorer: Playground) -> None:
+        right, no_alarm = heard(explorer, 2, 0, 0, 1)
+        wrong, alarm = heard(explorer, 2, 0, 0, -1)
+        assert right[0] == "shift +2 voxels, bias 0.0, noise 0.0, contrast +1.0"
+        assert right[2:] == ["all four find the right place"] and not no_alarm
+        assert wrong[2:] == ["wrong: MSE, NCC, local"] and alarm
+        assert "local squared +2" in wrong[1] and "contrast −1.0" in wrong[0]
 
     def test_constant_images(self) -> None:
         assert similarity_explorer(torch.ones(1, 1, *SHAPE)).render(1, 1, 0, 1)
@@ -232,21 +231,11 @@ class TestExplorer:
             explorer.render(*setting)
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters(self, explorer: Playground) -> None:
-        assert list(explorer.sliders) == list(inspect.signature(explorer.render).parameters)
-        assert all(s.min <= s.value <= s.max for s in explorer.sliders.values())
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return similarity_explorer(texture())
 
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        own = similarity_explorer(texture())
-        for slider in own.sliders.values():
-            before = own.picture.value
-            slider.value = slider.value - 1 if slider.value == slider.max else slider.value + 1
-            assert own.picture.value != before
-        values = {name: slider.value for name, slider in own.sliders.items()}
-        assert own.picture.value == own.render(**values)
-
-    def test_same_parameters_same_bytes_and_the_image_is_kept(self) -> None:
+    def test_keeps_what_it_was_given(self) -> None:
         image = texture()
         own = similarity_explorer(image)
         first = own.render(2, 1, 0.3, 0.5)
@@ -254,18 +243,8 @@ class TestPlayground:
         own.render(0, 0, 0, 1)
         assert own.render(2, 1, 0.3, 0.5) == first
 
-    def test_leaves_a_still_picture(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        explorer._ipython_display_()
-        box, _, still = shown
-        assert isinstance(box, ipywidgets.VBox)
-        data, metadata = DisplayFormatter().format(still)
-        assert metadata["image/png"]["alt"] == explorer.caption and "image/png" in data
+    def test_the_caption_names_the_settings(self, explorer: Playground) -> None:
         assert "with a negative: MSE at" in explorer.caption
-        assert explorer.still() == explorer.still() and len(explorer.still()) < 120_000
 
     def test_the_caption_of_the_lessons_brain(self) -> None:
         caption = similarity_explorer(pyramid(brains.real_pair().fixed, 2)).caption

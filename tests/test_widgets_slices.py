@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from io import BytesIO
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from course_lib import drawing
 from course_lib.io import Volume
 from course_lib.plotting import VIEWS
 from course_lib.volumes import crop_or_pad, reorient, to_world
+from course_lib.widgets import Playground, slice_viewer
 from course_lib.widgets import playground as shared
-from course_lib.widgets import slice_viewer
 from course_lib.widgets.slices import Cuts
+from tests.widget_suite import PlaygroundSuite, heard, rgb
 
 SHAPE, SPACING, ORIGIN = (30, 24, 9), (2.0, 3.0, 8.0), (-28.0, -40.0, 11.0)
 SPOT = (20, 6, 3)  # a bright voxel
@@ -45,10 +41,6 @@ def tilted() -> Volume:
     return volume._replace(affine=affine)
 
 
-def rgb(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-
-
 def page() -> Cuts:
     """The page of these volumes: the longest side is 24 × 3 = 72 mm."""
     center = tuple(o + s * (n - 1) / 2 for o, s, n in zip(ORIGIN, SPACING, SHAPE, strict=True))
@@ -59,20 +51,6 @@ def page() -> Cuts:
 def panels(picture: bytes) -> list[np.ndarray]:
     colors, (height, width) = rgb(picture), page().panel
     return [colors[top : top + height, left : left + width] for left, top in page().corners]
-
-
-def heard(monkeypatch: pytest.MonkeyPatch, volume: Volume, *point: float) -> list[str]:
-    """The lines below the picture."""
-    said: list[str] = []
-    draw = drawing.Page.draw
-
-    def listen(self: drawing.Page, parts: Any, lines: Any, alarm: bool = False) -> Any:
-        said[:] = lines
-        return draw(self, parts, lines, alarm)
-
-    monkeypatch.setattr(drawing.Page, "draw", listen)
-    slice_viewer(volume).render(*point)
-    return said
 
 
 def gray_at(panel: np.ndarray, across: int, up: int, mm: tuple[float, ...]) -> int:
@@ -91,11 +69,9 @@ class TestEveryOrientation:
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
 
-    def test_the_voxel_of_the_array_as_it_came(
-        self, axes: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_voxel_of_the_array_as_it_came(self, axes: str) -> None:
         volume = spotted(axes)
-        place, voxel = heard(monkeypatch, volume, *SPOT_MM)
+        (place, voxel), _ = heard(slice_viewer(volume), *SPOT_MM)
         assert place == "x = 12 mm (right), y = −22 mm, z = 35 mm"
         i, j, k = ((volume.image[0, 0] == 90).nonzero().numpy()).T
         mine = [  # the one among the bright voxels that lies at SPOT_MM
@@ -180,14 +156,14 @@ class TestPicture:
             left, right, below, above = (place for _, place in written[4 * k : 4 * k + 4])
             assert left[0] < 20 < 230 < right[0] and above[1] < 20 < 230 < below[1]
 
-    def test_a_tilted_volume_tells_its_own_voxel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_tilted_volume_tells_its_own_voxel(self) -> None:
         volume = tilted()
-        _, voxel = heard(monkeypatch, volume, *to_world(SPOT, volume.affine))
+        (_, voxel), _ = heard(slice_viewer(volume), *to_world(SPOT, volume.affine))
         assert voxel == f"voxel (i, j, k) = {SPOT},  intensity 90"
 
-    def test_outside_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said = heard(monkeypatch, spotted(), -200, 0, 20)
-        assert said == ["x = −200 mm (left), y = 0 mm, z = 20 mm", "outside the image"]
+    def test_outside_is_said(self) -> None:
+        lines, _ = heard(slice_viewer(spotted()), -200, 0, 20)
+        assert lines == ["x = −200 mm (left), y = 0 mm, z = 20 mm", "outside the image"]
 
     def test_a_few_bright_voxels_do_not_darken_the_rest(self) -> None:
         volume = spotted()
@@ -213,29 +189,16 @@ class TestPicture:
             assert slice_viewer(spotted()._replace(image=image)).render(0, 0, 40)
 
 
-class TestPlayground:
-    def test_sliders_are_the_parameters_in_mm(self) -> None:
-        viewer = slice_viewer(spotted("PIL"))
-        assert list(viewer.sliders) == list(inspect.signature(viewer.render).parameters)
+class TestPlayground(PlaygroundSuite):
+    def make(self) -> Playground:
+        return slice_viewer(spotted("PIL"))
+
+    def test_sliders_are_in_mm(self) -> None:
+        viewer = self.make()
         for axis, slider in enumerate(viewer.sliders.values()):
             low, high = ORIGIN[axis], ORIGIN[axis] + SPACING[axis] * (SHAPE[axis] - 1)
             assert (slider.min, slider.max, slider.step) == (low, high, 1.0)
-            assert slider.min <= slider.value <= slider.max and "mm" in slider.description
-
-    def test_moving_a_slider_changes_the_picture(self) -> None:
-        viewer = slice_viewer(spotted())
-        for slider in viewer.sliders.values():
-            before = viewer.picture.value
-            slider.value += 9
-            assert viewer.picture.value != before
-        values = {name: slider.value for name, slider in viewer.sliders.items()}
-        assert viewer.picture.value == viewer.render(**values)
-
-    def test_same_parameters_same_bytes(self) -> None:
-        viewer = slice_viewer(spotted())
-        first = viewer.render(*SPOT_MM)
-        viewer.render(0, 0, 40)
-        assert viewer.render(*SPOT_MM) == first == slice_viewer(spotted()).render(*SPOT_MM)
+            assert "mm" in slider.description
 
     def test_it_keeps_the_volume_that_it_was_given(self) -> None:
         volume = spotted()
@@ -243,21 +206,6 @@ class TestPlayground:
         before = viewer.render(*SPOT_MM)
         volume.image.zero_()
         assert viewer.render(*SPOT_MM) == before
-
-    def test_leaves_a_still_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown: list[Any] = []
-        monkeypatch.setattr(shared, "display", shown.append)
-        viewer = slice_viewer(spotted())
-        viewer._ipython_display_()
-        box, _, still = shown
-        assert isinstance(box, ipywidgets.VBox)
-        data, metadata = DisplayFormatter().format(still)
-        assert metadata["image/png"]["alt"] == viewer.caption and len(viewer.caption) > 100
-        assert "image/png" in data and viewer.still() == viewer.still()
-        strip = rgb(viewer.still())
-        third = strip.shape[0] // 3
-        assert (strip[:third] != strip[third : 2 * third]).any()
-        assert len(viewer.still()) < 120_000
 
     def test_stills_where_one_asks_for_them(self) -> None:
         points = [(-10.0, -20.0, 30.0), (0.0, -20.0, 30.0), SPOT_MM]
@@ -279,15 +227,17 @@ class TestPlayground:
         with pytest.raises(error, match=r"^stills"):
             slice_viewer(spotted(), stills)
 
-    def test_threads_and_gradients_stay(self) -> None:
+    def test_takes_what_a_training_leaves(self) -> None:
         volume = spotted()
-        viewer = slice_viewer(volume._replace(image=volume.image.requires_grad_()))
-        threads = torch.get_num_threads()
+        trained = volume._replace(image=spotted().image.requires_grad_())
+        assert slice_viewer(trained).render(*SPOT_MM) == slice_viewer(volume).render(*SPOT_MM)
+
+    def test_refuses_other_places(self) -> None:
+        viewer = self.make()
         with pytest.raises(ValueError, match=r"^x:"):
             viewer.render(float("nan"), 0, 0)
         with pytest.raises(TypeError, match=r"^z:"):
-            viewer.render(0, 0, "head")  # type: ignore[arg-type]
-        assert torch.get_num_threads() == threads and torch.is_grad_enabled()
+            viewer.render(0, 0, "head")
 
     @pytest.mark.parametrize(
         ("volume", "error"),
