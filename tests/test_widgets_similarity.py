@@ -175,23 +175,6 @@ class TestExplorer:
         assert np.abs(stripe - stripe[:, :1]).max() <= 1  # each row goes on; nothing wraps around
         assert np.abs(still[20:-20, 6 : width - 6] - still[20:-20, 6:7]).max() > 10
 
-    def test_the_words_say_what_is_wrong(
-        self, explorer: Playground, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        said: list[list[str]] = []
-        real = drawing.Page.draw
-
-        def listen(self: Any, panels: Any, lines: Any, alarm: bool = False) -> Any:
-            said.append([*lines, str(alarm)])
-            return real(self, panels, lines, alarm)
-
-        monkeypatch.setattr(drawing.Page, "draw", listen)
-        explorer.render(2, 0, 0, 1)
-        explorer.render(2, 0, 0, -1)
-        assert said[0][0] == "shift +2 voxels, bias 0.0, noise 0.0, contrast +1.0"
-        assert said[0][2:] == ["all four find the right place", "False"]
-        assert said[1][2:] == ["wrong: MSE, NCC, local", "True"]
-        assert "local squared +2" in said[1][1] and "contrast −1.0" in said[1][0]
     def test_the_words_say_what_is_wrong(self, explorer: Playground) -> None:
         right, no_alarm = heard(explorer, 2, 0, 0, 1)
         wrong, alarm = heard(explorer, 2, 0, 0, -1)

@@ -121,6 +121,16 @@ class PlaygroundSuite(ABC):
                 slider.value = end
                 assert bytes(playground.picture.value).startswith(b"\x89PNG")
 
+    def test_a_hair_off_a_step_is_the_step(self) -> None:
+        """A browser counts in steps from the lower end, and sends 10.000000000000002 for 10."""
+        playground = self.make()
+        for name, slider in playground.sliders.items():
+            step(slider)
+            exact = playground.picture.value
+            inwards = slider.min if slider.value > slider.min else slider.max
+            slider.value = math.nextafter(slider.value, inwards)
+            assert playground.picture.value == exact, name
+
     def test_same_parameters_same_bytes(self) -> None:
         playground = self.make()
         start = values(playground)

@@ -62,7 +62,6 @@ def quiet_room() -> Iterator[None]:
         ):
             warnings.showwarning = _print_warning  # type: ignore[assignment]
             # Harmless where only a number is wanted, and long, with paths of torch's own machines.
-            # float(t) of a tensor whose gradient the check, not the learner, asked for.
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True")
             yield
     finally:

@@ -41,7 +41,7 @@ class Playground:
         """Show the sliders and their picture, then the still picture."""
         display(ipywidgets.VBox([*self.sliders.values(), self.picture]))
         # Apart from the widget: notebooks are stored without widgets, and this stays.
-        display(Markdown("*Three settings, for readers without a slider:*"))
+        display(Markdown("*A few settings, for readers without a slider:*"))
         display(Still(self.still(), self.caption))
 
 
@@ -77,7 +77,7 @@ def make_playground(
     """Tie the sliders to a picture."""
 
     def current() -> bytes:
-        return render(**{name: slider.value for name, slider in sliders.items()})
+        return render(**{name: on_step(slider) for name, slider in sliders.items()})
 
     picture = ipywidgets.Image(value=current(), format="png")
     picture.layout.max_width = "100%"
@@ -88,6 +88,12 @@ def make_playground(
     for slider in sliders.values():
         slider.observe(refresh, names="value")
     return Playground(render, sliders, picture, still, caption)
+
+
+def on_step(slider: ipywidgets.FloatSlider) -> float:
+    """Where the slider stands, on one of its steps: a browser sends 10.000000000000002 for 10."""
+    steps = round((slider.value - slider.min) / slider.step)
+    return round(slider.min + steps * slider.step, 10)
 
 
 def slider(
