@@ -269,7 +269,7 @@ plain, reported = float(det[brain].log().std()), float(sdlogj(u, brain))
 print(f"sd of log det J: {plain:.3f}   SDlogJ as Learn2Reg computes it: {reported:.3f}")
 assert 3.5 < plain / reported < 4.5
 assert 0.95 < truth["Dice gray"] < 0.97 and 0.955 < truth["Dice white"] < 0.975
-assert everything["identity"]["SDlogJ"] == 0
+assert everything["identity"]["SDlogJ"] < 1e-6
 
 # %% [markdown]
 # A trap: the code of the Learn2Reg challenge, from which the name comes, adds 3 to the determinant before the logarithm. That keeps mild folds finite, and makes the number about four times smaller for gentle maps. Ours does the same. Before you compare two SDlogJ, ask which one.
