@@ -175,7 +175,7 @@ NAMED = [  # slips of the cheat, and of what is asked besides the values, with w
     ),
     (checks.cheat, cheat_by_rank, "method B"),
     (checks.cheat, lambda: cheat_in_order((3,)), "Dice gray = 0."),
-    (checks.dice, lambda a, b, v: dice_by_loops(a, b, v).double(), "NumPy's floats have 64 bits"),
+    (checks.dice, lambda a, b, v: dice_by_loops(a, b, v).double(), "NumPy counts in float64"),
 ]
 
 
