@@ -153,10 +153,7 @@ class _Fields(Check):
         outcome = super()._explain(error, answer, inputs, note)
         if "torch.gradient expected each dimension size" not in str(error):
             return outcome
-        clue = (
-            "Without dim=… it differences the batch and the channels too:\n"
-            f"torch.gradient(displacement, dim={self.space})."
-        )
+        clue = f"Here: torch.gradient(displacement, dim={self.space})."
         return outcome._replace(text=f"{outcome.text}\n{clue}")
 
 
