@@ -1,6 +1,6 @@
 """Ours beside MONAI, VoxelMorph (neurite), SimpleITK, ANTs, SciPy: the same arrays, in one run.
 
-    make bench                                       # all of it: about half an hour
+    make bench                                       # all of it: about twenty minutes
     python -m benchmarks.primitives --quick          # the two small cases, three rounds
     python -m benchmarks.primitives --only warp --only dice
 
