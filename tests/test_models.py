@@ -262,3 +262,15 @@ def test_unets_that_do_not_fit_together_are_refused(arguments: dict, word: str) 
 def test_a_stride_of_nothing_is_refused(make) -> None:
     with pytest.raises(ValueError, match="stride"):
         make(2, 1, 1, 0)
+
+
+def test_what_comes_from_below_stands_before_the_bridge() -> None:
+    """VoxelMorph's order: weights trained elsewhere would find their channels swapped."""
+    model, seen = network("VxmDense"), {}
+    last = model.unet.up[4]  # joins 32 channels from below with 16 of the first block
+    model.unet.up[3].register_forward_hook(lambda _, x, out: seen.update(below=out))
+    last.register_forward_pre_hook(lambda _, x: seen.update(joined=x[0]))
+    model(*images(2))
+    below, joined = seen["below"], seen["joined"]
+    assert joined.shape[1] == 48
+    torch.testing.assert_close(joined[:, :32, ::2, ::2], below)
