@@ -18,7 +18,6 @@ the steps, lesson 30 uses them.
 """
 
 import operator
-from collections import OrderedDict
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from os import PathLike
@@ -32,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from course_lib import io
 from course_lib.datasets import Pair
 from course_lib.io import Volume, load_nifti
 from course_lib.validation import require_numbers, require_option, require_shape, require_spacing
@@ -134,7 +134,7 @@ class Folder(Dataset[Pair]):
         )
         if len(self.shape) != ndim:
             raise ValueError(f"shape: expected {ndim} sizes, got {self.shape}")
-        self._memory: OrderedDict[str, _Scan] = OrderedDict()
+        self._memory: dict[str, _Scan] = {}
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -154,7 +154,7 @@ class Folder(Dataset[Pair]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a ``DataLoader``'s worker gets: everything but the scans in memory."""
-        return self.__dict__ | {"_memory": OrderedDict()}
+        return self.__dict__ | {"_memory": {}}
 
     def volumes(self, index: int) -> tuple[Volume, Volume]:
         """The two images of a pair as prepared, each with the affine of its new grid.
@@ -324,25 +324,18 @@ def _named_pairs(files: dict[str, Path]) -> list[tuple[str, str]]:
 def _header(file: Path, axes: str | None) -> _Header:
     """The grid of a file once its axes run as asked for; its voxels stay on disk."""
     loaded: Any = _opened(file)
-    shape = tuple(int(n) for n in loaded.shape)
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
+    shape = io._without_trailing_ones(tuple(int(n) for n in loaded.shape))
     if len(shape) not in (2, 3):
         raise ValueError(
             f"path: expected 2D or 3D images, got shape {shape} in {file}; "
             "choose one time point or channel first"
         )
-    affine = loaded.affine
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError(f"path: the affine is singular in {file}:\n{affine}")
-    # A small stand-in takes the way of the scan: what its sizes and spacing become is asked of it.
-    unit = 1000.0 ** {1: 1, 3: -1}.get(int(loaded.header["xyzt_units"]) & 7, 0)  # m and µm
-    affine = affine.copy()
-    affine[:3] *= unit
+    affine = io._affine_in_mm(file, loaded.header)
     if len(shape) == 2:
         sizes = np.linalg.norm(affine[:3, :2], axis=0)
         steps = np.round(affine[:3, :2] / sizes, 2) + 0.0
         return _Header(file, shape, tuple(sizes.tolist()), str(steps.tolist()))
+    # A small stand-in takes the way of the scan: its axes say where those of the scan go.
     stand_in = Volume(torch.zeros(1, 1, 2, 3, 4), affine, (0.0, 0.0, 0.0))
     turned = stand_in if axes is None else reorient(stand_in, axes)
     sizes = [shape[n - 2] for n in turned.image.shape[2:]]
