@@ -42,14 +42,16 @@ def demons_force(
 
     ``du = (f − w) g / (|g|² + (f − w)² / (4 L²))``, with ``w`` the warped image, ``f`` the fixed
     one, ``g`` the gradient of one of them (central differences, one-sided at the border) and ``L``
-    the longest step. Where ``|g|`` is large this is Newton's step of ``(f − w)²``; where it is
-    small, the second term keeps it from leaping. ``L = 0.5`` is Thirion's own formula. Where both
-    are 0, which says nothing, so is the step.
+    the longest step. Where ``|g|`` is large beside ``|f − w|`` this is Newton's step on the
+    difference, and lands where a straight slope meets ``f``; where it is small, the second term
+    keeps it from leaping. ``L = 0.5`` is Thirion's own formula. Where both are 0, as in flat
+    background, so is the step.
 
     The pull-back decides on the sign: ``warped(x + du) ≈ w + g · du`` is to become ``f``. And it is
-    a gradient step: ``(w − f) g`` is the gradient of ``(w − f)² / 2`` by ``du``, voxel by voxel,
-    with ``g`` taken from the warped image. Thirion takes it from the fixed one, which looks the
-    same at the goal and need not be computed again; ``"both"`` is the mean of the two.
+    a gradient step: ``(w − f) g`` is the gradient of ``(warped(x + du) − f)² / 2`` by ``du``, voxel
+    by voxel, with ``g`` of the warped image. Thirion takes ``g`` of the fixed image: the gradient
+    of ``(w − fixed(x − du))² / 2``, which pulls the fixed image the other way. At the goal the two
+    are one; ``"both"`` is their mean.
 
     Several channels add up: ``Σ (f − w) g / Σ (|g|² + (f − w)² / (4 L²))``.
 
@@ -113,6 +115,10 @@ def demons(
     maps, ``u ← compose(u, exp(du))``: first by ``u``, as the moving image is warped already, then
     by the step. On an array that holds for steps that change little from voxel to voxel, so give
     it some ``viscosity``; and the blur of the field may undo it. Count the folds.
+
+    A push is made for the image as it is warped, so it belongs *before* ``u`` on a point's way: to
+    add it to ``u`` is right only where ``u`` hardly turns or stretches. After a large turn, warp by
+    the affine map first and run demons on what is left, or compose.
 
     The pushes believe in intensities: tissue has to be equally bright in both images
     (:func:`match_histogram` helps), or the field chases the difference of contrast.
