@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 
 import course_lib
 from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
-from course_lib.classical import affine
+from course_lib.classical import affine, demons
 from course_lib.datasets import Pair, brains, collate, contrasts, halve
 from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
@@ -452,17 +453,72 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "words": ("x",),
         "None": None,
     }
-    for function in (affine.register_affine, refine):
+    for function in (affine.register_affine, refine, demons.demons):
         name = function.__name__
+        if name != "refine":
+            bad_watches = {"a word": "steps", "a list": []}
+            add(name, bad_watches, "watch", lambda v, f=function: f(IMAGE, IMAGE, watch=v))
 
         def call(moving=IMAGE, fixed=IMAGE, f=function, **options):
-            return f(moving, fixed, **{**FAST, **options})
+            fast = {key: FAST[key] for key in ("factors", "steps")}
+            return f(moving, fixed, **{**fast, **options})
 
         add(name, bad_images(IMAGE), "fixed", lambda v, c=call: c(fixed=v))
         add(name, bad_images(IMAGE) | unlike(IMAGE), "moving", lambda v, c=call: c(moving=v))
         add(name, bad_factors, "factors", lambda v, c=call: c(factors=v))
         add(name, BAD_WHOLE, "steps", lambda v, c=call: c(steps=v))
-        add(name, {"a word": "ncc", "None": None}, "similarity", lambda v, c=call: c(similarity=v))
+        if name != "demons":
+            words = {"a word": "ncc", "None": None}
+            add(name, words, "similarity", lambda v, c=call: c(similarity=v))
+    bad_motions = {"a word": "projective", "None": None, "a number": 6}
+    bad_starts = BAD_MATRICES | {"another batch": MATRIX[:1], "another device": MATRIX.to("meta")}
+    bad_starts.pop("None", None)  # which is the identity
+    bad_mass = bad_images(IMAGE) | {
+        "NaN": with_value(IMAGE, NAN),
+        "infinite": with_value(IMAGE, INF),
+        "negative": IMAGE - 0.5,
+        "empty": IMAGE * 0,
+    }
+    a, m = partial(affine.register_affine, IMAGE, IMAGE, **FAST), affine.align_moments
+    add("register_affine", bad_motions, "motion", lambda v: a(motion=v))
+    add("register_affine", bad_starts, "start", lambda v: a(start=v))
+    add("register_affine", BAD_SPACING, "spacing", lambda v: a(spacing=v))
+    add("moments", bad_mass, "image", affine.moments)
+    add("align_moments", bad_mass | unlike(IMAGE), "moving", lambda v: m(v, IMAGE))
+    add("align_moments", bad_mass, "fixed", lambda v: m(IMAGE, v))
+    add("align_moments", bad_motions, "motion", lambda v: m(IMAGE, IMAGE, v))
+    add("align_moments", BAD_SPACING, "spacing", lambda v: m(IMAGE, IMAGE, spacing=v))
+    words = {"a word": "ncc", "None": None}
+    add("align_moments", words, "similarity", lambda v: m(IMAGE, IMAGE, similarity=v))
+
+    # demons
+    sides, blurs = (
+        {"a word": "moving", "None": None},
+        BAD_NUMBERS | {"negative": -1, "infinite": INF},
+    )
+    force = demons.demons_force
+    add("demons_force", bad_images(IMAGE), "fixed", lambda v: force(IMAGE, v))
+    add("demons_force", bad_images(IMAGE) | unlike(IMAGE), "warped", lambda v: force(v, IMAGE))
+    add("demons_force", sides, "gradient", lambda v: force(IMAGE, IMAGE, gradient=v))
+    bad_lengths = blurs | {"zero": 0}
+    add("demons_force", bad_lengths, "longest", lambda v: force(IMAGE, IMAGE, longest=v))
+    d = partial(demons.demons, IMAGE, IMAGE, factors=(1,), steps=1)
+    add("demons", sides, "gradient", lambda v: d(gradient=v))
+    add("demons", blurs, "smoothness", lambda v: d(smoothness=v))
+    add("demons", blurs, "viscosity", lambda v: d(viscosity=v))
+    fields = bad_fields(FIELD) | unlike(FIELD)
+    del fields["None"]  # which is a start from zero
+    add("demons", fields, "start", d)
+    h, broken = demons.match_histogram, {"NaN": with_value(IMAGE, NAN), "no batch": IMAGE[0]}
+    add("match_histogram", bad_images(IMAGE) | broken, "image", lambda v: h(v, IMAGE))
+    others = {"another batch": IMAGE[:1], "another device": IMAGE.to("meta")}
+    add(
+        "match_histogram",
+        bad_images(IMAGE) | broken | others | {"two channels": IMAGE.repeat(1, 2, 1, 1)},
+        "reference",
+        lambda v: h(IMAGE, v),
+    )
+    add("match_histogram", BAD_WHOLE | {"zero": 0}, "levels", lambda v: h(IMAGE, IMAGE, v))
     bad_penalties = {"a word": "bending", "None": None, "a number": 2.5}
     add(
         "refine",
@@ -936,6 +992,11 @@ GOOD = {
     "pyramid": lambda: affine.pyramid(IMAGE, 2),
     "resize_matrix": lambda: affine.resize_matrix(MATRIX, (4, 5), (6, 7)),
     "register_affine": lambda: affine.register_affine(IMAGE, IMAGE, **FAST),
+    "moments": lambda: affine.moments(VOLUME),
+    "align_moments": lambda: affine.align_moments(IMAGE, IMAGE.flip(2), "similarity"),
+    "demons_force": lambda: demons.demons_force(IMAGE, IMAGE.flip(2), gradient="both"),
+    "demons": lambda: demons.demons(IMAGE, IMAGE, FIELD, factors=(1,), steps=1),
+    "match_histogram": lambda: demons.match_histogram(IMAGE, IMAGE[..., :5], 3),
     "refine": lambda: refine(IMAGE, IMAGE, FIELD, **FAST),
     "landscape": lambda: landscapes.landscape(losses.mse, IMAGE, IMAGE, MATRIX),
     "translations": lambda: landscapes.translations([0.0, 1.5], 2, 3),
@@ -992,7 +1053,7 @@ HELPERS = {"at_least_float32", "descend", "require_volume"}
 HELPERS |= {"correlation_map", "correlation_map_plain"}  # of lncc, which checks
 # Yes or no, and a text: everything can be read as one.
 TAKES_ANYTHING = {("lncc", "squared"), ("refine", "progress"), ("arrows", "title")}
-TAKES_ANYTHING |= {("over_cases", "progress")}
+TAKES_ANYTHING |= {("over_cases", "progress"), ("demons", "diffeomorphic")}
 
 
 def public_functions() -> dict[str, Callable]:
