@@ -91,7 +91,7 @@ class Family:
 
 
 # Half-size images first: a step costs a quarter, and the long way is short in their voxels.
-_PHASES = (Phase(18_000, size=2), Phase(8_000))
+_PHASES = (Phase(18_000, size=2, learning_rate=3e-3), Phase(8_000))
 
 RECIPES: dict[str, Recipe | Family] = {
     "voxelmorph2d-brains": Recipe("lncc", 0.5, _PHASES),
