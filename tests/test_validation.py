@@ -25,7 +25,16 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 
 import course_lib
-from course_lib import landscapes, losses, metrics, plotting, spatial, validation, volumes
+from course_lib import (
+    landscapes,
+    losses,
+    metrics,
+    plotting,
+    spatial,
+    training,
+    validation,
+    volumes,
+)
 from course_lib.classical import affine, demons
 from course_lib.datasets import Pair, brains, collate, contrasts, halve
 from course_lib.datasets.cohort import Cohort, Recombined
@@ -34,6 +43,7 @@ from course_lib.datasets.oasis import OASIS, split_of
 from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.mind import mind, mind_loss
+from course_lib.models import Prediction
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
 
@@ -952,7 +962,92 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         "alt",
         lambda v: plotting.show(Figure(), v),
     )
+
+    # training
+    no_function = {"a word": "x", "a number": 2.5}
+    add(
+        "unsupervised",
+        no_function | {"None": None},
+        "similarity",
+        lambda v: training.unsupervised(v),
+    )
+    add(
+        "unsupervised", bad_weights, "weight", lambda v: training.unsupervised(losses.mse, weight=v)
+    )
+    add(
+        "unsupervised",
+        no_function | {"None": None, "of the same name": losses.mse},
+        "regularizer",
+        lambda v: training.unsupervised(losses.mse, regularizer=v),
+    )
+    add("cosine", BAD_NUMBERS | {"infinite": INF}, "share", training.cosine)
+    bad_pairs = {
+        "one pair": PAIR,
+        "an iterator": iter([PAIR]),
+        "None": None,
+        "a number": 3,
+        "none": [],
+        "tuples": [tuple(PAIR)],
+        "a NumPy image": [PAIR._replace(moving=IMAGE.numpy())],
+        "labels for images": [PAIR._replace(fixed=LABELS)],
+        "another size": [PAIR._replace(moving=IMAGE[..., 1:])],
+        "NaN": [PAIR._replace(moving=with_value(IMAGE, NAN))],
+        "infinite": [PAIR._replace(fixed=with_value(IMAGE, INF))],
+        "black": [PAIR._replace(fixed=0 * IMAGE)],
+        "constant": [PAIR._replace(moving=0 * IMAGE + 0.3)],
+    }
+    for_score = {"None": None, "a number": 2, "a word": "VoxelMorph", "no prediction": fixed_field}
+    add("score", bad_pairs, "pairs", lambda v: training.score(StandIn(), v))
+    add("score", for_score, "model", lambda v: training.score(v, [PAIR]))
+    bad_losses = no_function | {
+        "a tensor": lambda prediction, pair: prediction.displacement.mean(),
+        "no parts": lambda prediction, pair: {},
+        "numbers": lambda prediction, pair: {"a": 1.0},
+        "maps": lambda prediction, pair: {"a": prediction.displacement},
+    }
+    add("score", bad_losses, "loss", lambda v: training.score(StandIn(), [PAIR], v))
+
+    def train(**options):
+        usual = {"model": StandIn(), "pairs": [PAIR], "loss": training.unsupervised(losses.mse)}
+        return training.fit(**usual | {"steps": 1, "progress": False} | options)
+
+    detached = {"detached": lambda p, pair: {"a": p.displacement.detach().mean()}}
+    networks = for_score | {
+        "without parameters": torch.nn.ReLU(),
+        "frozen": StandIn().requires_grad_(False),
+        "no prediction": torch.nn.Bilinear(10, 10, 10),
+    }
+    no_positive = BAD_WHOLE | {"zero": 0}
+    for word, wrong in {
+        "model": networks,
+        "pairs": bad_pairs,
+        "validation": {k: v for k, v in bad_pairs.items() if k != "None"},
+        "loss": bad_losses | detached | {"None": None},
+        "steps": BAD_WHOLE,
+        "batch": no_positive,
+        "every": no_positive,
+        "seed": BAD_WHOLE,
+        "learning_rate": BAD_NUMBERS | {"negative": -1e-3, "infinite": INF},
+        "schedule": no_function,
+        "watch": no_function,
+        "device": {"unknown": "nowhere", "a list": [1], "not there": "cuda:99"},
+        "checkpoint": {"a number": 3, "bytes": b"a.pt", "a folder": LIBRARY},
+    }.items():
+        add("fit", wrong, word, lambda v, word=word: train(**{word: v}))
+    damaged = {"no checkpoint": LIBRARY / "py.typed", "an image": LIBRARY / "data" / "README.md"}
+    add("fit", damaged, "checkpoint", lambda v: train(checkpoint=v))
     return found
+
+
+class StandIn(torch.nn.Module):
+    """The smallest network: it moves everything by the same amount."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> Prediction:
+        return Prediction(self.shift.expand(len(moving), 2, *moving.shape[2:]))
 
 
 def axes() -> object:
@@ -1108,6 +1203,12 @@ GOOD = {
     "draw_jacobian": lambda: plotting.draw_jacobian(axes(), FIELD),
     "curves": lambda: plotting.curves({"a": ([0, 1], [2, 3])}, xlabel="x", ylabel="y"),
     "show": lambda: plotting.show(Figure(), "nothing yet"),
+    "unsupervised": lambda: training.unsupervised(losses.mse, 0.01),
+    "cosine": lambda: training.cosine(0.5),
+    "score": lambda: training.score(StandIn(), [PAIR]),
+    "fit": lambda: training.fit(
+        StandIn(), [PAIR], training.unsupervised(losses.mse), steps=1, progress=False
+    ),
 }
 
 
@@ -1123,7 +1224,7 @@ HELPERS |= {"fetch", "missing_bytes", "extract", "require_space", "cache_folder"
 HELPERS |= {"correlation_map", "correlation_map_plain"}  # of lncc, which checks
 # Yes or no, and a text: everything can be read as one.
 TAKES_ANYTHING = {("lncc", "squared"), ("refine", "progress"), ("arrows", "title")}
-TAKES_ANYTHING |= {("over_cases", "progress"), ("demons", "diffeomorphic")}
+TAKES_ANYTHING |= {("over_cases", "progress"), ("demons", "diffeomorphic"), ("fit", "progress")}
 
 
 def is_for_people(thing: object) -> bool:
