@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 import course_lib
 from authoring import train
 from course_lib.datasets import brains
+from course_lib.losses import lncc
 from course_lib.metrics import folding_fraction
 from course_lib.models import VoxelMorph, pretrained
+from course_lib.spatial import warp
 from course_lib.training import score
 
 FOLDER = Path(course_lib.__file__).parent / "weights"
@@ -79,6 +81,14 @@ def test_a_network_loads_and_reaches_what_its_card_says(name):
     assert after["folding"] < 1e-3
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_no_network_is_not_offered_as_one(name):
+    with pytest.raises(
+        ValueError, match=r"name: expected one of 'voxelmorph2d-brains', .*-mse', got"
+    ):
+        pretrained(name)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_training_had_nothing_left_to_gain(name):
     last = CARDS[name]["curves"][-1]
@@ -113,9 +123,6 @@ def test_a_family_shows_the_trade_off(name):
 def test_the_fields_of_a_family_belong_to_the_pair(name):
     kept = load_file(FOLDER / f"{name}.safetensors")
     pair = brains.pair(CARDS[name]["shown"])
-    from course_lib.losses import lncc
-    from course_lib.spatial import warp
-
     agreement = [
         float(lncc(warp(pair.moving, field[None].float(), padding="border"), pair.fixed))
         for field in kept["displacements"]
