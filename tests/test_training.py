@@ -601,6 +601,15 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     content = torch.load(file, weights_only=True)
     assert set(content) == {"recipe", "model", "optimizer", "history"}
 
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save(content | {"harm": Harm()}, file)
+    with pytest.raises(ValueError, match="none that fit wrote"):
+        quick(Tiny(), PAIRS, plain, checkpoint=file)
+    assert not (tmp_path / "harm").exists()
+
 
 # ------------------------------------------------------------------------------------ the losses
 
