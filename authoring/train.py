@@ -103,7 +103,7 @@ RECIPES: dict[str, Recipe | Family] = {
         Recipe(
             "lncc",
             0.5,
-            (Phase(800, learning_rate=5e-4),),
+            (Phase(600, learning_rate=5e-4),),
             velocity=False,
             start="voxelmorph2d-brains",
         ),
