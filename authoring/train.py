@@ -11,6 +11,7 @@ that the course reports on (100 and above); ``voxelmorph2d-lambdas`` shows the f
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pooch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from course_lib.datasets import Pair, halve
@@ -33,6 +34,7 @@ from course_lib.training import History, Step, cosine, fit, score, unsupervised
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "course_lib" / "weights"
 CACHE = Path(pooch.os_cache("registration-course")) / "training"
+EVERY = 500
 SIMILARITIES = {"lncc": lncc, "mse": mse}
 
 
@@ -101,7 +103,7 @@ RECIPES: dict[str, Recipe | Family] = {
         Recipe(
             "lncc",
             0.5,
-            (Phase(800, learning_rate=5e-4),),
+            (Phase(600, learning_rate=5e-4),),
             velocity=False,
             start="voxelmorph2d-brains",
         ),
@@ -122,7 +124,7 @@ class Clock:
 
     def __init__(self, file: Path, limit: float, every: int) -> None:
         self.file, self.limit, self.every = file, limit, every
-        self.start = time.process_time()
+        self.start, self.taken = time.process_time(), 0
         self.before = float(file.read_text()) if file.exists() else 0.0
 
     def total(self) -> float:
@@ -130,10 +132,12 @@ class Clock:
         return self.before + (time.process_time() - self.start) / 60
 
     def __call__(self, step: Step) -> None:
-        """Note the time with each checkpoint; stop right after one when it is up."""
+        """Note the time before each checkpoint; stop right after one when it is up."""
         if step.number % self.every == 0:
             self.file.write_text(f"{self.total()}\n")
-        if step.number % self.every == 1 and self.total() - self.before > self.limit:
+        self.taken += 1
+        saved = (step.number - 1) % self.every == 0  # all steps but this one
+        if saved and self.taken > self.every and self.total() - self.before > self.limit:
             raise OutOfTime
 
 
@@ -166,7 +170,7 @@ def train(
     weights: Path = WEIGHTS,
     cache: Path = CACHE,
     minutes: float = float("inf"),
-    every: int = 500,
+    every: int | None = None,
     progress: bool = True,
 ) -> None:
     """Follow a recipe, from its checkpoints where there are some.
@@ -177,12 +181,12 @@ def train(
         weights: the folder with the weights of ``start``.
         cache: the folder of the checkpoints and of the cohort.
         minutes: of CPU time, after which :class:`OutOfTime` is raised.
-        every: steps between two evaluations and checkpoints.
+        every: steps between two evaluations and checkpoints; :data:`EVERY` if None.
         progress: whether to show bars, and a line for each evaluation.
     """
     scans = Cohort(TRAINING, folder=cache / "cohort").prepare(progress)
     validation = Cohort(VALIDATION, folder=cache / "cohort").prepare(progress)
-    model = network(recipe, weights)
+    model, every = network(recipe, weights), every or EVERY
     clock = Clock(cache / f"{name}.minutes", minutes, every)
     for number, phase in enumerate(recipe.phases):
         history = fit(
@@ -242,7 +246,7 @@ def card(
         "name": name,
         "network": {"ndim": 2, "velocity": recipe.velocity},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "recipe": asdict(recipe) | {"optimizer": "Adam", "schedule": "cosine"},
+        "recipe": recipe_of(recipe),
         "seed": recipe.seed,
         "data": data_of(recipe),
         "steps": [len(history.steps) for history in histories],
@@ -251,6 +255,7 @@ def card(
             "identity": rounded(score(identity, validation, loss)),
             "network": rounded(score(model, validation, loss)),
         },
+        "probe": {"seed": VALIDATION[0], **rounded(score(model, [validation[0]]))},
         "curves": [
             {
                 "step": history.evaluated,
@@ -258,7 +263,7 @@ def card(
             }
             for history in histories
         ],
-        "cpu_minutes": round(minutes, 1),
+        "cpu_minutes": round(minutes, 2),
         "versions": versions(),
     }
 
@@ -266,6 +271,11 @@ def card(
 def is_finished(recipe: Recipe, histories: Sequence[History]) -> bool:
     """Whether every phase took all its steps."""
     return [len(h.steps) for h in histories] == [phase.steps for phase in recipe.phases]
+
+
+def recipe_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as its card has it, with what all recipes share."""
+    return asdict(recipe) | {"optimizer": "Adam", "schedule": "cosine"}
 
 
 def data_of(recipe: Recipe) -> str:
@@ -301,11 +311,13 @@ def write(
 ) -> None:
     """Weights, card and README, each put in its place whole."""
     weights.mkdir(parents=True, exist_ok=True)
-    draft = weights / f"{name}.tmp"
-    save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
-    draft.replace(weights / f"{name}.safetensors")
-    draft.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(weights / f"{name}.json")
+    content = save({key: value.contiguous() for key, value in tensors.items()})
+    about = {**about, "sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    for end, data in ((".safetensors", content), (".json", text.encode())):
+        draft = weights / f"{name}.tmp"
+        draft.write_bytes(data)
+        draft.replace(weights / f"{name}{end}")
     (weights / "README.md").write_text(readme(weights), encoding="utf-8")
 
 
@@ -342,17 +354,17 @@ def export_family(name: str, family: Family, weights: Path = WEIGHTS, cache: Pat
         tensors[key] = torch.tensor([row[key] for row in scores])
     about = {
         "name": name,
-        "recipe": asdict(family.base) | {"optimizer": "Adam", "schedule": "cosine"},
+        "recipe": recipe_of(family.base),
         "weights": family.weights,
         "seed": family.base.seed,
         "data": data_of(family.base),
         "shown": family.shown,
-        "scored": [VALIDATION[0], VALIDATION[9]],
+        "scored": [VALIDATION[0], VALIDATION[:10][-1]],
         "scores": {
             "identity": rounded(score(identity, scored)),
             **{f"λ = {w:g}": rounded(row) for w, row in zip(family.weights, scores, strict=True)},
         },
-        "cpu_minutes": round(minutes, 1),
+        "cpu_minutes": round(minutes, 2),
         "versions": versions(),
     }
     write(name, tensors, about, weights)
@@ -406,7 +418,7 @@ def about_one(about: Mapping[str, Any]) -> str:
         "",
         f"`VoxelMorph(2, velocity={recipe['velocity']})`, a {what}; loss `{recipe['similarity']} + "
         f"λ diffusion` with λ = {shares}; Adam, {phases}, falling to 0 along half a cosine, batch "
-        f"{recipe['batch']}, seed {about['seed']}{start}; {about['cpu_minutes']} minutes of CPU, "
+        f"{recipe['batch']}, seed {about['seed']}{start}; {about['cpu_minutes']:.1f} CPU minutes, "
         f"torch {about['versions']['torch']}.{unfinished}{pair}",
         "",
         f"Data: {about['data']}.",

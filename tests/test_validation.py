@@ -40,10 +40,11 @@ from course_lib.datasets import Pair, brains, collate, contrasts, halve
 from course_lib.datasets.cohort import Cohort, Recombined
 from course_lib.datasets.folder import Folder
 from course_lib.datasets.oasis import OASIS, split_of
-from course_lib.evaluation import over_cases, paired_comparison, table, warp_labels
+from course_lib.evaluation import over_cases, paired_comparison, recorded, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.mind import mind, mind_loss
 from course_lib.models import Prediction
+from course_lib.models import pretrained, unet
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
 
@@ -1036,6 +1037,22 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
         add("fit", wrong, word, lambda v, word=word: train(**{word: v}))
     damaged = {"no checkpoint": LIBRARY / "py.typed", "an image": LIBRARY / "data" / "README.md"}
     add("fit", damaged, "checkpoint", lambda v: train(checkpoint=v))
+
+    # models
+    for layer in (unet.convolution, unet.block):
+        name = layer.__name__
+        for place, word in enumerate(("ndim", "channels", "out_channels", "stride")):
+            usual = (2, 1, 1, 1)
+            add(
+                name,
+                BAD_WHOLE | {"zero": 0},
+                word,
+                lambda v, f=layer, i=place, u=usual: f(*u[:i], v, *u[i + 1 :]),
+            )
+        add(name, {"one": 1, "four": 4, "a list": [2]}, "ndim", lambda v, f=layer: f(v, 1, 1))
+    names = {"unknown": "voxelmorph5d", "None": None, "a number": 2, "a path": "../weights"}
+    add("pretrained", names, "name", pretrained)
+    add("recorded", names | {"a file": "task2d.json"}, "name", recorded)
     return found
 
 
@@ -1206,6 +1223,10 @@ GOOD = {
     "unsupervised": lambda: training.unsupervised(losses.mse, 0.01),
     "cosine": lambda: training.cosine(0.5),
     "score": lambda: training.score(StandIn(), [PAIR]),
+    "convolution": lambda: unet.convolution(3, 1, 2, 2),
+    "block": lambda: unet.block(2, 3, 4),
+    "pretrained": lambda: pretrained("voxelmorph2d-brains"),
+    "recorded": lambda: recorded("task2d"),
     "fit": lambda: training.fit(
         StandIn(), [PAIR], training.unsupervised(losses.mse), steps=1, progress=False
     ),
