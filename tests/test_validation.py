@@ -43,8 +43,7 @@ from course_lib.datasets.oasis import OASIS, split_of
 from course_lib.evaluation import over_cases, paired_comparison, recorded, table, warp_labels
 from course_lib.io import Volume, load_displacement, load_nifti, save_displacement, save_nifti
 from course_lib.mind import mind, mind_loss
-from course_lib.models import Prediction
-from course_lib.models import pretrained, unet
+from course_lib.models import Prediction, pretrained, unet
 from course_lib.optimise import refine
 from tests import test_floors, test_io, test_io_displacement
 
