@@ -472,6 +472,10 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     )
     bad_weights = BAD_NUMBERS | {"negative": -1, "infinite": INF}
     add("refine", bad_weights, "weight", lambda v: refine(IMAGE, IMAGE, weight=v, **FAST))
+    add("refine", bad_weights, "smoothness", lambda v: refine(IMAGE, IMAGE, smoothness=v, **FAST))
+    add("refine", bad_weights, "tolerance", lambda v: refine(IMAGE, IMAGE, tolerance=v, **FAST))
+    watchers = {"a word": "print", "a list": []}
+    add("refine", watchers, "watch", lambda v: refine(IMAGE, IMAGE, watch=v, **FAST))
     starts = bad_fields(FIELD) | unlike(FIELD)
     del starts["None"]  # which is a start from zero
     add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
