@@ -62,7 +62,7 @@ class Step(NamedTuple):
 Watch = Callable[[Step], object]
 
 
-def has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -> bool:
+def _has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -> bool:
     """Whether a descent has become flat: its last steps gained little of what it gained in all.
 
     ``best before the last steps − best ≤ tolerance · (first − best)``: a loss in any unit, with any
@@ -77,9 +77,9 @@ def has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -
         False before more than ``window`` steps are taken, or where a loss is NaN.
 
     Example:
-        >>> has_converged([5.0, 3.0, 2.0, 1.9], 0.1, window=2)
+        >>> _has_converged([5.0, 3.0, 2.0, 1.9], 0.1, window=2)
         False
-        >>> has_converged([5.0, 3.0, 2.0, 1.9, 1.8], 0.1, window=2)
+        >>> _has_converged([5.0, 3.0, 2.0, 1.9, 1.8], 0.1, window=2)
         True
 
     Taught in lesson 20.
@@ -154,7 +154,7 @@ def refine(
     The change is a blurred field: Adam moves the nodes of a grid, and a Gaussian makes one smooth
     change of them, so that no voxel moves without its neighbors.
 
-    A level ends when :func:`has_converged` says so of its losses, or after ``steps``. There is one
+    A level ends when its loss has become flat (see ``tolerance``), or after ``steps``. There is one
     loss for the batch, so its items end together: one that is refined alone may end earlier. With
     ``tolerance=0`` each finds what it finds alone.
 
@@ -276,7 +276,7 @@ class _Log:
     def ends(self) -> bool:
         """Whether this step was the level's last."""
         stopped = ""
-        if has_converged(self.losses, self.tolerance):
+        if _has_converged(self.losses, self.tolerance):
             stopped = "converged"
         elif len(self.losses) == self.steps:
             stopped = "steps"

@@ -10,7 +10,7 @@ from course_lib import optimise
 from course_lib.datasets import brains
 from course_lib.losses import bending_energy, diffusion, lncc, mse, ncc
 from course_lib.metrics import endpoint_error, folding_fraction
-from course_lib.optimise import Step, has_converged, refine
+from course_lib.optimise import Step, _has_converged, refine
 from course_lib.spatial import affine_displacement, compose, resize_displacement, smooth, warp
 
 SHAPES = [(40, 34), (20, 22, 24)]
@@ -211,7 +211,7 @@ def test_a_level_ends_when_it_has_converged():
         assert 10 < len(level) < 300
         assert [s.stopped for s in level] == [*[""] * (len(level) - 1), "converged"]
         losses = [s.loss for s in level]
-        assert has_converged(losses, 0.05) and not has_converged(losses[:-1], 0.05)
+        assert _has_converged(losses, 0.05) and not _has_converged(losses[:-1], 0.05)
     _, finer = watched(moving, fixed, tolerance=0.01, **settings)
     assert len(finer) > len(steps)
     _, told = watched(moving, fixed, tolerance=0.0, **{**settings, "steps": 30})
@@ -235,13 +235,13 @@ def test_the_stop_asks_neither_for_the_unit_nor_for_the_zero_of_the_loss():
 
 
 def test_convergence_by_hand():
-    assert not has_converged([5, 3, 2, 1.9], 0.1, window=2)  # 1.1 of 3.1
-    assert has_converged([5, 3, 2, 1.9, 1.8], 0.1, window=2)  # 0.2 of 3.2
-    assert not has_converged([5, 3, 2, 1.9, 1.8], 0.06, window=2)
-    assert has_converged([5, 3, 2, 4, 4], 0.01, window=2)  # up is no gain
-    assert has_converged([1.0] * 11, 0.05) and not has_converged([1.0] * 10, 0.05)
-    assert not has_converged([1.0] * 50, 0.0)
-    assert not has_converged([float("nan")] * 50, 0.05)
+    assert not _has_converged([5, 3, 2, 1.9], 0.1, window=2)  # 1.1 of 3.1
+    assert _has_converged([5, 3, 2, 1.9, 1.8], 0.1, window=2)  # 0.2 of 3.2
+    assert not _has_converged([5, 3, 2, 1.9, 1.8], 0.06, window=2)
+    assert _has_converged([5, 3, 2, 4, 4], 0.01, window=2)  # up is no gain
+    assert _has_converged([1.0] * 11, 0.05) and not _has_converged([1.0] * 10, 0.05)
+    assert not _has_converged([1.0] * 50, 0.0)
+    assert not _has_converged([float("nan")] * 50, 0.05)
 
 
 def test_a_perfect_start_is_left_soon():

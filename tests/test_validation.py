@@ -996,7 +996,7 @@ HELPERS = {"at_least_float32", "descend", "require_volume"}
 HELPERS |= {"correlation_map", "correlation_map_plain"}  # of lncc, which checks
 # Yes or no, and a text: everything can be read as one.
 TAKES_ANYTHING = {("lncc", "squared"), ("refine", "progress"), ("arrows", "title")}
-TAKES_ANYTHING |= {("over_cases", "progress")}
+TAKES_ANYTHING |= {("over_cases", "progress"), ("refine", "velocity")}
 
 
 def public_functions() -> dict[str, Callable]:
