@@ -339,7 +339,7 @@ def test_a_pair_of_the_cohort_is_found_to_half_a_millimeter_without_folds(veloci
     brain = pair.fixed_labels > 0
     found, steps = watched(pair.moving, pair.fixed, velocity=velocity)
     error = endpoint_error(found, pair.displacement, pair.spacing, brain)
-    assert error < 0.35  # 0.27 and below; DIPY's SyN-CC 0.29, the identity 3.15
+    assert error < 0.35  # DIPY's SyN-CC 0.29, the identity 3.15
     assert folding_fraction(found, brain) == 0
     assert [s.stopped for s in steps if s.stopped].count("converged") >= 2
 
