@@ -42,8 +42,8 @@ class Step(NamedTuple):
         loss: ``similarity + weight · penalty``, of ``displacement``.
         similarity: of the images, warped by ``displacement``.
         penalty: the regularizer's value, without its weight.
-        displacement: ``(B, D, *spatial)``, in voxels of the level's image, a copy: the field
-            *before* the step. So step 1 shows where the level begins.
+        displacement: ``(B, D, *spatial)``, in voxels of the level's image, yours to keep: the
+            field *before* the step. So step 1 shows where the level begins.
         stopped: why the level ended with this step, "" before its last one: "converged", or
             "steps" where it had taken as many as it was allowed.
 
@@ -283,6 +283,6 @@ class _Log:
         if self.watch is not None:
             displacement, loss, similarity, penalty = self.latest
             parts = float(loss), float(similarity), float(penalty)
-            # A copy, for the watcher to keep or to write into.
-            self.watch(Step(self.factor, len(self.losses), *parts, displacement.clone(), stopped))
+            # Each step makes a new field, so the watcher may keep it or write into it.
+            self.watch(Step(self.factor, len(self.losses), *parts, displacement, stopped))
         return stopped != ""
