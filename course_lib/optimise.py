@@ -183,6 +183,14 @@ def refine(
         TypeError, ValueError: on a wrong rank, shape, dtype, device, or a negative ``weight``,
             ``smoothness`` or ``tolerance``.
 
+    Example:
+        A few steps improve a network's answer:
+
+        >>> moving, fixed = torch.rand(2, 1, 1, 32, 32)
+        >>> answer = torch.zeros(1, 2, 32, 32)  # model(moving, fixed).displacement
+        >>> refine(moving, fixed, answer, steps=20).shape
+        torch.Size([1, 2, 32, 32])
+
     Source: Balakrishnan, Zhao, Sabuncu, Guttag, Dalca, "VoxelMorph", TMI 38(8), 2019, where it is
     called instance optimization. Taught in lesson 00 and 20.
     """
