@@ -65,7 +65,11 @@ def coarse_to_fine_by_hand(moving, fixed, factors, register):
     u = None
     for factor in factors:
         m, f = pyramid(moving, factor), pyramid(fixed, factor)
-        u = torch.zeros(len(f), 2, *f.shape[2:]) if u is None else resize_displacement(u, f.shape[2:])
+        u = (
+            torch.zeros(len(f), 2, *f.shape[2:])
+            if u is None
+            else resize_displacement(u, f.shape[2:])
+        )
         v = register(warp(m, u, padding="border"), f)
         u = v + warp(u, v, padding="border")
     ratio = [(n - 1) / (k - 1) for n, k in zip(fixed.shape[2:], u.shape[2:], strict=True)]
@@ -90,7 +94,9 @@ def force_by_numpy(warped, fixed):
         gi, gj = np.gradient(f[0])
         below = gi**2 + gj**2 + (f[0] - w[0]) ** 2
         for d, g in enumerate((gi, gj)):
-            result[b, d] = np.divide((f[0] - w[0]) * g, below, out=np.zeros_like(g), where=below > 0)
+            result[b, d] = np.divide(
+                (f[0] - w[0]) * g, below, out=np.zeros_like(g), where=below > 0
+            )
     return torch.from_numpy(result)
 
 

@@ -38,13 +38,13 @@ on_the_coarse_grid = Check(
         Mistake(
             lambda: (0.2, 4, -4),
             "t is right; A₀₁ changes too, because the two axes shrink differently.\n"
-            "A₀₁ says how many rows a step of one column adds. The new rows are twice as tall, the\n"
-            "columns are as they were: how many new rows is that?",
+            "A₀₁ says how many rows a step of one column adds. The new rows are twice as tall,\n"
+            "the columns are as they were: how many new rows is that?",
         ),
         Mistake(
             lambda: (0.4, 4, -4),
             "t is right; A₀₁ went the wrong way.\n"
-            "Moving one column to the right adds 0.2 old rows. A new row is as tall as two old ones.",
+            "Moving one column to the right adds 0.2 old rows. A new row is as tall as two old.",
         ),
         Mistake(
             lambda: (0.2, 8, -4),
@@ -58,7 +58,7 @@ on_the_coarse_grid = Check(
         ),
         Mistake(
             lambda: (0.2, 4, -2),
-            "this halves both shifts. Only the rows get fewer: 201 become 101, the columns stay 101.\n"
+            "this halves both shifts. Only the rows get fewer: 201 become 101; 101 columns stay.\n"
             "Each axis has its own ratio, (n′ − 1)/(n − 1); and A₀₁ joins two axes.",
         ),
         Mistake(
@@ -76,8 +76,8 @@ on_the_coarse_grid = Check(
     hints=[
         "Which length does a voxel of the new grid have, in old voxels: along the rows, and along "
         "the columns?",
-        "The ratios are r = (100/200, 100/100). A shift along axis a is multiplied by r_a. A₀₁ takes "
-        "columns and gives rows: it is multiplied by r₀ and divided by r₁.",
+        "The ratios are r = (100/200, 100/100). A shift along axis a is multiplied by r_a. A₀₁ "
+        "takes columns and gives rows: it is multiplied by r₀ and divided by r₁.",
     ],
 )
 
@@ -517,8 +517,8 @@ coarse_to_fine = Check(
         Mistake(
             _wrong_loop(join=_add, enlarge=_as_it_is),
             "one bug is gone, two are left.\n"
-            "The change was found on the warped image; how do two warps in a row become one field?\n"
-            "And which size has the result, if the last factor is 2?",
+            "The change was found on the warped image; how do two warps in a row become one\n"
+            "field? And which size has the result, if the last factor is 2?",
         ),
         Mistake(
             _wrong_loop(resize=spatial.resize_image, enlarge=_as_it_is),
@@ -529,8 +529,8 @@ coarse_to_fine = Check(
         Mistake(
             _wrong_loop(resize=spatial.resize_image, join=_add),
             "one bug is gone, two are left.\n"
-            "How long is a vector of 4 voxels on an image twice as large? And the change was found\n"
-            "on the warped image: how do two warps in a row become one field?",
+            "How long is a vector of 4 voxels on an image twice as large? And the change was\n"
+            "found on the warped image: how do two warps in a row become one field?",
         ),
         Mistake(_wrong_loop(resize=spatial.resize_image), f"one bug is left: {_VECTORS}"),
         Mistake(_wrong_loop(join=_add), f"one bug is left: {_SUM}"),
@@ -548,7 +548,7 @@ coarse_to_fine = Check(
         Mistake(
             _wrong_loop(join=_other_order),
             "composed in the wrong order.\n"
-            "The image was warped by u first, and the change found on the result: compose(u, change).",
+            "The image was warped by u first, the change found on the result: compose(u, change).",
         ),
         Mistake(
             _wrong_loop(resize=_times_ratio, enlarge=_times_ratio),
@@ -573,7 +573,7 @@ coarse_to_fine = Check(
         Mistake(
             _wrong_loop(warp_first=False),
             "the moving image is not warped by u before it is registered: every level finds the\n"
-            "whole displacement again, and adds it.\nRegister warp(small_moving, u) to small_fixed.",
+            "whole displacement again, and adds it.\nRegister the warped image to small_fixed.",
         ),
     ],
     hints=[
@@ -684,8 +684,7 @@ demons_force = Check(
         ),
         Mistake(
             partial(_force, size=lambda g, d: torch.ones_like(d)),
-            "this is (f − w) g without what stands below the line.\n"
-            "Divide by |g|² + (f − w)².",
+            "this is (f − w) g without what stands below the line.\nDivide by |g|² + (f − w)².",
         ),
         Mistake(
             _forward_force,
@@ -696,8 +695,8 @@ demons_force = Check(
             _with_nan,
             "right where there is something to see, and 0/0 where there is not: on the black\n"
             "background both g and f − w are 0.\n"
-            "A voxel that knows nothing should stay: put 0 there, by torch.where, or by dividing by\n"
-            "max(…, a tiny number).",
+            "A voxel that knows nothing should stay: put 0 there, by torch.where, or by dividing\n"
+            "by max(…, a tiny number).",
         ),
     ],
     hints=[
@@ -731,7 +730,15 @@ def _measure(setting: tuple[float, int]) -> dict[str, float]:
     weight, coarsest = setting
     pair, factors = stretched_pair(), LEVELS[int(coarsest)]
     steps = STEPS // len(factors)
-    u = refine(pair.moving, pair.fixed, weight=weight, factors=factors, steps=steps)
+    u = refine(
+        pair.moving,
+        pair.fixed,
+        weight=weight,
+        factors=factors,
+        steps=steps,
+        smoothness=0,
+        tolerance=0,
+    )
     assert pair.fixed_labels is not None and pair.displacement is not None
     brain = pair.fixed_labels > 0
     error = endpoint_error(u, pair.displacement, mask=brain)
