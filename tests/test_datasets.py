@@ -23,7 +23,7 @@ def cohort(request) -> tuple[Pair, Pair]:
     clean, scan = [], brains._scan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            brains, "_scan", lambda rng, image: [clean.append(image), scan(rng, image)][1]
+            brains, "_scan", lambda rng, image, mm: [clean.append(image), scan(rng, image, mm)][1]
         )
         pair = brains.pair(seed, ndim)
     moving, fixed = clean
@@ -116,10 +116,10 @@ def test_making_a_pair_leaves_the_global_generators_alone():
 @pytest.mark.parametrize("ndim", [2])
 def test_even_seeds_are_the_template_and_odd_seeds_are_colin(monkeypatch, ndim):
     monkeypatch.setattr(
-        brains, "_random_velocity", lambda rng, like: torch.zeros(1, ndim, *like.shape[2:])
+        brains, "_random_velocity", lambda rng, like, mm: torch.zeros(1, ndim, *like.shape[2:])
     )
     monkeypatch.setattr(brains, "_require_truth", lambda *pair: None)
-    monkeypatch.setattr(brains, "_scan", lambda rng, image: image)
+    monkeypatch.setattr(brains, "_scan", lambda rng, image, mm: image)
     real = brains.real_pair(ndim)
     for seed, image, labels in (
         (0, real.fixed, real.fixed_labels),
