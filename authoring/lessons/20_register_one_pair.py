@@ -18,7 +18,6 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.nn import functional as F
 
 from course_lib import setup
 from course_lib.classical.affine import align_moments, pose_matrix, register_affine
@@ -38,7 +37,7 @@ home = brains.real_pair()  # Colin, and the template
 alone = partial(refine, smoothness=0, tolerance=0)  # every voxel for itself, to the last step
 
 # %% [markdown]
-# Colin is scanned again: he has turned by 25° and moved a little, and the scanner shows other contrast and noise. Same head, so a **rigid** map, a turn and a shift, brings the second scan back exactly. We register it twice, by the same method, from coarse to fine. Only the start differs: once it is 80° away from the truth, once 100°.
+# Colin is scanned again: he has turned by 25° and moved a little, and the scanner shows other contrast and noise. Same head, so a **rigid** map, a turn and a shift, brings the second scan back. We register it twice, by the same method, from coarse to fine; only the start differs: it is 80° away from the truth, or 100°.
 
 
 # %%
@@ -56,7 +55,7 @@ shape = fixed.shape[2:]
 ends, results = {}, {}
 for away in (80, 100):
     ends[away] = register_affine(
-        again, fixed, motion="rigid", start=pose_matrix(25 - away), factors=(4, 2, 1), steps=80
+        again, fixed, motion="rigid", start=pose_matrix(25 - away), factors=(4, 2), steps=160
     )
     results[f"start {away}° away"] = warp(again, affine_displacement(ends[away], shape))
 show(
@@ -72,10 +71,15 @@ turned = {away: math.degrees(math.atan2(m[0, 1, 0], m[0, 0, 0])) for away, m in 
 for away in ends:
     print(f"start {away}° away: ends at {turned[away]:.0f}°, correlation {likeness[away]:.2f}")
 assert abs(turned[80] - 25) < 1 and abs(abs(turned[100] - 25) - 180) < 5
-assert likeness[80] > 0.98 and 0.85 < likeness[100] < 0.95
+assert likeness[80] > 0.98 and 0.90 < likeness[100] < 0.92
+small, turn, move = pyramid(fixed, 2), pose_matrix(3)[:, :, :2], torch.tensor([0, 0, 2.0])
+for m in ends.values():  # every small step makes it worse
+    here, *around = (float(ncc(pyramid(warp(again, affine_displacement(near, shape)), 2), small))
+                     for near in (m, turn @ m, turn.mT @ m, m + move, m - move))  # fmt: skip
+    assert min(around) > here
 
 # %% [markdown]
-# One of them lies **upside down**, and its correlation of 0.9 is as high as lesson 00's for a good affine map of two people. Both descents came to rest: at both places every small step makes the loss worse. What decides where a registration ends?
+# One of them lies **upside down**, with a correlation of 0.91; lesson 00's good affine map of two people had 0.95. Both descents came to rest: at both places every small step makes the loss worse. What decides where a registration ends?
 
 # %% [markdown]
 # ## 1 · Parametrize, measure, descend
@@ -138,6 +142,7 @@ by_angle = curvature(torch.tensor([angle, 4, -3]), 1.0, [0.02, 0.5, 0.5])
 by_arc = curvature(torch.tensor([30 * angle, 4, -3]), 30.0, [0.5, 0.5, 0.5])
 print(f"an angle is {float(by_angle[0] / by_angle[1:].min()):.0f} times as steep as a shift")
 print(f"an arc at 30 voxels: at most {float(by_arc.max() / by_arc.min()):.1f} times")
+assert 0.04 < 2 / by_angle[0] < 0.06  # the rate above was nearly the largest
 assert by_angle[0] > 300 * by_angle[1:].min() and by_arc.max() < 3 * by_arc.min()
 
 # %% [markdown]
@@ -159,19 +164,17 @@ assert abs(math.degrees(found[-1, 0] / 30) - 25) < 0.5 and abs(found[-1, 1] - 4)
 assert losses[60] < -0.99 and 2 / by_arc.max() > 20
 
 # %% [markdown]
-# Adam scales each number by itself, so it forgives bad units. It does not forgive everything: `register_affine` counts in units of the image's radius, for this reason.
-#
-# **Where is the center?** Turn about the image's corner instead of its middle, and every turn also carries the head away, so that the shift has to bring it back. The numbers are no longer independent. "Common mistakes" measures it.
+# Adam scales each number by itself, so it forgives much of this; `register_affine` takes Adam, and good units all the same.
 
 # %% [markdown]
 # ## 2 · How far can it see?
 #
-# The **capture range** of a registration is how far away it may start and still arrive. It is not a matter of opinion: turn the head by more and more, start from no turn at all, and look at what is left.
+# The **capture range** of a registration is how far away it may start and still arrive. Measure it: turn the head by more and more, start from no turn at all, and look at what is left.
 #
-# **Predict**: how far does one image size reach, and how far a pyramid of images 4, 2 and 1 times smaller?
+# **Predict**: how far does one image size reach, and how far a pyramid, which begins on images 4 times smaller?
 
 # %%
-angles = list(range(0, 181, 20))
+angles = [40, 60, 80, 100, 140, 180]
 scans = {degrees: pyramid(rescan(degrees), 2) for degrees in angles}
 
 
@@ -183,8 +186,8 @@ def left_over(matrix, degrees):
 
 missed = {"one size": {}, "pyramid": {}, "moments": {}}
 for degrees, scan in scans.items():
-    one = pose(walk(30.0, 20, 160, scan)[0][-1], 30.0)  # section 1's descent
-    many = register_affine(scan, fixed, motion="rigid", factors=(4, 2, 1), steps=60)
+    one = pose(walk(30.0, 20, 120, scan)[0][-1], 30.0)  # section 1's descent
+    many = register_affine(scan, fixed, motion="rigid", factors=(4, 2), steps=160)
     for name, matrix in (("one size", one), ("pyramid", many),
                          ("moments", align_moments(scan, fixed))):  # fmt: skip
         missed[name][degrees] = left_over(matrix, degrees)
@@ -205,33 +208,33 @@ upside = {f: round(-float(ncc(pyramid(half_turn, f), pyramid(fixed, f))), 2) for
 print("correlation of the fixed image with itself upside down, by factor:", upside)
 lost = {name: next((d for d in angles if left[d] > 20), 200) for name, left in missed.items()}
 assert 40 <= lost["one size"] <= 60 and lost["pyramid"] == 100 and lost["moments"] == 200
-assert all(missed["pyramid"][degrees] > 170 for degrees in angles[5:])
+assert all(missed["pyramid"][degrees] > 170 for degrees in angles[3:])
 assert upside[1] < upside[2] < upside[4] and max(missed["moments"].values()) < 8
 
 # %% [markdown]
 # One size loses its way first: the folds of the cortex make a small valley wherever some fold meets another. Blurred away, they leave one wide valley, and the pyramid walks down from 80°. But beyond 90° it walks down **the other side**: a brain is nearly an ellipse, and an ellipse turned by half a turn fits itself. No blur removes that valley. The printed line says that it gets *deeper* on coarser images.
 #
-# **Moments** do not walk at all. The centroid (mean position of the brightness) gives the shift, and the longest axis of its spread gives the turn, up to half a turn; try both, keep the better one. Within some degrees, from anywhere: a start, not an end. So the order is: moments, then a pyramid.
+# **Moments** do not walk at all. The centroid (mean position of the brightness) gives the shift, and the longest axis of its spread the turn, up to half a turn; try both, keep the better one. That is a start, within some degrees, from anywhere. So: moments first, then a pyramid.
 
 # %%
-rough = align_moments(scans[160], fixed)
-exact = register_affine(scans[160], fixed, motion="rigid", start=rough, factors=(4, 2, 1))
+rough = align_moments(scans[140], fixed)
+exact = register_affine(scans[140], fixed, motion="rigid", start=rough, factors=(4, 2))
 print(
-    f"160°: moments leave {left_over(rough, 160):.1f}°, then descent {left_over(exact, 160):.1f}°"
+    f"140°: moments leave {left_over(rough, 140):.1f}°, then descent {left_over(exact, 140):.1f}°"
 )
-assert left_over(exact, 160) < 0.5
+assert left_over(exact, 140) < 0.5
 
 # %% [markdown]
 # ## 3 · More numbers, shorter sight
 #
-# Rigid is 3 numbers; a **similarity** adds a scale, 4; an **affine** map also stretches and shears, 6; and a dense field has two for every voxel, 21,504 here. More numbers can do more. Is more always better?
+# Rigid is 3 numbers; a **similarity** adds a scale, 4; an **affine** map also stretches and shears, 6; and a dense field has two for every voxel, 21,504 here. Is more always better?
 #
 # The library's `refine` descends on such a field in two ways: every voxel for itself (`smoothness=0`; we call it `alone`), or, unless told otherwise, in *blurred* changes, so that neighbors move together.
 #
-# **Predict**: the same head again, turned by 5° to 80°. All use a pyramid and start from nothing. Which gives up first, and at which turn?
+# **Predict**: the same head again, turned by 5° to 60°. All use a pyramid and start from nothing. Which gives up first, and at which turn?
 
 # %%
-turns = (5, 10, 20, 40, 60, 80)
+turns = (5, 20, 40, 60)
 inside = resize_image((home.moving_labels > 0).float(), shape) > 0.5  # (1, 1, 112, 96)
 off = {name: [] for name in ("rigid", "affine", "dense, blurred", "dense, alone", "nothing")}
 for degrees in turns:
@@ -240,7 +243,7 @@ for degrees in turns:
     tried = {"dense, alone": alone(scan, fixed, weight=1, steps=40),
              "dense, blurred": refine(scan, fixed, steps=40), "nothing": 0 * truth}  # fmt: skip
     for motion in ("rigid", "affine"):
-        matrix = register_affine(scan, fixed, motion=motion, factors=(4, 2, 1), steps=80)
+        matrix = register_affine(scan, fixed, motion=motion, factors=(4, 2), steps=160)
         tried[motion] = affine_displacement(matrix, shape)
     for name, u in tried.items():
         off[name].append(float(endpoint_error(u, truth, mask=inside)))  # voxels of 2 mm
@@ -254,41 +257,21 @@ show(
 )  # fmt: skip
 for name, errors in off.items():
     print(f"{name:14}", [round(error, 1) for error in errors])
-assert max(off["rigid"]) < 0.5 and off["affine"][3] < 1 < 10 < off["affine"][5]
-assert off["dense, blurred"][2] < 1 and off["dense, blurred"][3] > 5
-assert off["dense, alone"][0] < 0.6 and off["dense, alone"][2] > 0.4 * off["nothing"][2]
+assert max(off["rigid"]) < 0.5 and off["affine"][2] < 1 < 10 < off["affine"][3]
+assert off["dense, blurred"][1] < 1 and off["dense, blurred"][2] > 5
+assert off["dense, alone"][0] < 0.6 and off["dense, alone"][1] > 0.4 * off["nothing"][1]
 
 # %% [markdown]
 # The map that can do least sees farthest. A dense field whose voxels move alone is right at 5°; at 20° it has bent the wrong folds onto each other and stopped. Blurred changes see to 20°, an affine map to 40°. With few numbers the whole head pulls in one direction; with many, each voxel follows its neighborhood into the nearest valley.
 #
-# This is why deformable methods want an affine step first. The survey that this course follows says so of VoxelMorph: without it results are poor, "perhaps" since large displacements are too much for the network. Here is no network, and the same failure: it lies in the descent on a dense field. (For networks lesson 30 measures it again.)
-#
-# With two *different* people, each family leaves what it cannot express. The template and Colin, turned by 25° and 1.12 times larger:
-
-# %%
-person = brains.real_pair(pose=pose_matrix(25, 1.12, (9, -7)))
-maps = {}
-for motion in ("rigid", "similarity", "affine"):
-    matrix = register_affine(person.moving, person.fixed, motion=motion)
-    maps[motion] = affine_displacement(matrix, person.fixed.shape[2:])
-names = {2: "gray matter", 3: "white matter"}
-families = table(maps, person, structures=names)
-families
-
-# %%
-steps_up = [families[name]["Dice white matter"] for name in ("identity", "rigid", "similarity")]
-assert steps_up[1] > steps_up[0] + 0.1 and steps_up[2] > steps_up[1] + 0.1
-assert abs(families["affine"]["Dice white matter"] - steps_up[2]) < 0.03
-
-# %% [markdown]
-# The scale is worth much, because we enlarged him. The shears of the affine map are worth next to nothing here. For one person scanned twice, take rigid: bones do not shear, and numbers that are not needed can only go wrong.
+# This is why deformable methods want an affine step first. The survey that this course follows says so of VoxelMorph: without it results are poor, "perhaps" since large displacements are too much for the network. Here is no network, and the same failure: it lies in the descent on a dense field.
 
 # %% [markdown]
 # ## 4 · Twenty thousand numbers, and one more
 #
-# Now the dense field, every voxel for itself, for two synthetic people whose true displacement is known. The loss is `lncc` plus $\lambda$ times `diffusion` (lesson 14). There, $\lambda$ was judged by Dice and by the truth. With new data you have neither. What can be said from the descent alone?
+# Now the dense field, every voxel for itself, for two synthetic people whose true displacement is known. The loss is `lncc` plus $\lambda$ times `diffusion` (lesson 14). There, $\lambda$ was judged by Dice and by the truth. With new data you have neither. What does the descent alone say?
 #
-# Each $\lambda$ ends somewhere: with a similarity, and with a roughness. Draw one against the other, and you have the **L-curve**. On its steep arm, a little more roughness buys much similarity: structure. On its flat arm, much roughness buys a little: noise. The corner between them is the advice. $\lambda$ is the exchange rate: the descent ends where the curve has a slope of $-\lambda$, since there neither direction pays.
+# Each $\lambda$ ends with a similarity and a roughness. Draw one against the other, and you have the **L-curve**. On its steep arm, a little more roughness buys much similarity: structure. On its flat arm, much roughness buys a little: noise. The corner between them is the advice. $\lambda$ is the exchange rate: the descent ends where the curve has a slope of $-\lambda$, since there neither direction pays.
 #
 # **Predict**: is the corner where the field is nearest to the truth?
 
@@ -344,8 +327,10 @@ show(
 )
 slopes = -np.diff(similarity) / np.diff(penalty)  # between neighbors
 assert all(0.8 * w < slope < 1.25 * after for w, slope, after in zip(weights, slopes, weights[1:]))
-assert abs(plain - best) <= 1 and abs(logs - best) <= 1 and plain != logs
+assert abs(plain - best) <= 1 and abs(logs - best) <= 1
+assert 3 < max(weights[plain] / weights[logs], weights[logs] / weights[plain]) < 3.5
 assert error[plain] < 1.15 * error[best] and error[logs] < 1.4 * error[best]
+assert folded[0] > 0.01 > 0 == folded[best:].max()
 assert error[0] > 3 * error[best] and error[-1] > 2 * error[best]
 
 # %% [markdown]
@@ -354,11 +339,11 @@ assert error[0] > 3 * error[best] and error[-1] > 2 * error[best]
 # %% [markdown]
 # ## 5 · Demons: the push of one voxel
 #
-# Before there was automatic differentiation, Thirion (1998) let every voxel push by itself, like Maxwell's demons. As a sentence: *where the warped image is too dark, look towards where it gets brighter.* Take the squared difference at one voxel, with $w$ the warped and $f$ the fixed intensity, and move by a small $du$, so that $w$ becomes $w + \nabla w \cdot du$:
+# Before there was automatic differentiation, Thirion (1998) let every voxel push by itself, like Maxwell's demons. As a sentence: *where the warped image is too dark, look towards where it gets brighter.* With $w$ the warped and $f$ the fixed intensity at one voxel, a small move $du$ makes $w + \nabla w \cdot du$ of $w$. Its squared difference:
 #
 # $$E(du) = \tfrac12 \bigl(w + \nabla w \cdot du - f\bigr)^2, \qquad -\nabla E(0) = (f - w)\,\nabla w$$
 #
-# A gradient step, then. Its length: $E$ is 0 after $du = (f - w) \nabla w / |\nabla w|^2$, which explodes where the image is flat. Thirion adds the difference below, and takes the fixed image's gradient, which looks the same at the goal and stays put:
+# $E$ is 0 after the step $du = (f - w) \nabla w / |\nabla w|^2$, which explodes where the image is flat. Thirion adds the difference below, and takes the fixed image's gradient, which is the same at the goal:
 #
 # $$du = \frac{(f - w)\,\nabla f}{|\nabla f|^2 + (f - w)^2}$$
 #
@@ -376,7 +361,7 @@ print(f"cosine of the two: {float(agree):.2f}; longest push: {float(longest):.2f
 assert agree > 0.7 and longest <= 0.5001
 
 # %% [markdown]
-# In direction, nearly. (What differs is how the slope is measured: the warp's own is one-sided, ours central.) So demons are a descent on `mse`, each voxel with a rate of its own. What makes the pushes one *motion* is a **blur**: after each push the field is smoothed by a Gaussian. There is no $\lambda$; the blur is the stiffness. The **diffeomorphic** variant (Vercauteren and others, 2009) does not add the push but *follows* it, as lesson 17's river: $u \leftarrow$ `compose(u, exp(du))`.
+# In direction, nearly. (The warp's own slope is one-sided, ours central.) So demons are a descent on `mse`, each voxel with a rate of its own. What makes the pushes one *motion* is a **blur**: after each push the field is smoothed by a Gaussian. There is no $\lambda$; the blur is the stiffness. The **diffeomorphic** variant (Vercauteren and others, 2009) *follows* the push instead of adding it, as lesson 17's river: $u \leftarrow$ `compose(u, exp(du))`.
 #
 # **Predict**: the blur, 0 to 3 voxels, does what $\lambda$ did. Where are the folds, and does following help?
 
@@ -393,6 +378,9 @@ for kind in ("added", "followed"):
                         for b in blurs})  # fmt: skip
 assert scores["added", 0][1] > 0.2 > 0.1 > scores["followed", 0][1]
 assert scores["added", 2][0] < 0.5 * scores["added", 0][0] and scores["added", 2][1] == 0
+assert all(abs(scores["added", b][0] - scores["followed", b][0]) < 0.1 for b in (1, 2, 3))
+still = float(endpoint_error(0 * u, pair.displacement, mask=brain))  # nobody moves
+assert min(scores["added", 0][0], scores["followed", 0][0]) > still
 blurred = refine(pair.moving, pair.fixed)
 print(f"alone, λ = 1: off {error[best]:.2f};  blurred changes, λ = 1: "
       f"off {float(endpoint_error(blurred, pair.displacement, mask=brain)):.2f}")  # fmt: skip
@@ -400,9 +388,9 @@ assert error[best] < min(miss for miss, _ in scores.values())
 assert endpoint_error(blurred, pair.displacement, mask=brain) < 0.8 * error[best]
 
 # %% [markdown]
-# Without a blur, the pushes tear the field apart; followed instead of added, they fold far less and are no nearer to the truth. With enough blur both are the same, and both are good. The descent on `lncc` is nearer still: it does not mind the uneven brightness that a matched histogram leaves. And the last line takes both ideas: `refine` blurs its changes unless told otherwise, as a demon's blur does, and comes nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
+# Without a blur, the pushes tear the field apart; followed, they fold far less. Neither is near the truth. With a blur of 1 or more it hardly matters. Descent on `lncc` comes nearer, and `refine`, which blurs its changes unless told otherwise, nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
 #
-# The survey lists "optical flow" beside such methods, with a citation that is about event cameras (Liu, Parra and Chin, CVPR 2021). The work to read is Horn and Schunck's of 1981: the same $(f - w)\nabla f$, with diffusion as the smoothness.
+# The survey's citation for "optical flow" is about event cameras (Liu, Parra and Chin, CVPR 2021). Read Horn and Schunck instead: the same $(f - w)\nabla f$, with diffusion as the smoothness.
 
 # %% [markdown]
 # ## 6 · Why did it stop?
@@ -444,41 +432,12 @@ assert min(reports["large"][1]) < reports["large"][1][-1] - 0.02
 # %% [markdown]
 # The tiny rate "converged" at its first step, where it began: a small step was taken for arrival. The large one leaps from wall to wall, past a place that was much better than where it ended: keep the best one, not the last. And the upside-down brain of the beginning *had* converged. "Converged" is a statement about the last steps; it says nothing about the place.
 #
-# **And a perfect fit can be wrong.** Surgeons register by points: a few landmarks are clicked in both images, and a map is fitted. What is left at these points is the **FRE** (fiducial registration error); what matters is the error elsewhere, at the target, the **TRE**. Let each click be wrong by some 2 voxels. **Predict**: which map has the smaller FRE, an affine or a rigid one, and which the smaller TRE?
-
-
-# %%
-def fit_clicks(p, q):
-    """Maps fitted to clicks p -> q, (3, 2) each: functions of points (N, 2)."""
-    U, _, Vt = torch.linalg.svd((p - p.mean(0)).T @ (q - q.mean(0)))  # the best turn
-    turn = U @ torch.diag(torch.tensor([1.0, torch.det(U @ Vt).sign()])) @ Vt
-    solved = torch.linalg.lstsq(F.pad(p, (0, 1), value=1.0), q).solution  # 6 numbers, 3 points
-    return {"rigid": lambda x: (x - p.mean(0)) @ turn + q.mean(0),
-            "affine": lambda x: F.pad(x, (0, 1), value=1.0) @ solved}  # fmt: skip
-
-
-# %%
-generator = torch.Generator().manual_seed(4)
-target, errors = torch.tensor([[90.0, 48.0]]), {"rigid": [], "affine": []}
-for _ in range(200):
-    p = 20 + 55 * torch.rand(3, 2, generator=generator)  # three landmarks
-    q = p + 1.4 * torch.randn(3, 2, generator=generator)  # truth: nothing moves
-    for name, there in fit_clicks(p, q).items():
-        fre = float((there(p) - q).norm(dim=1).mean())
-        errors[name].append((fre, float((there(target) - target).norm())))
-fre_tre = {name: np.median(pairs, axis=0) for name, pairs in errors.items()}
-for name, (fre, tre) in fre_tre.items():
-    print(f"{name:6} FRE {fre:.2f} voxels, TRE {tre:.2f} voxels (medians of 200)")
-assert fre_tre["affine"][0] < 0.01 and fre_tre["rigid"][0] > 0.3
-assert fre_tre["affine"][1] > 1.3 * fre_tre["rigid"][1]
-
-# %% [markdown]
-# The affine map has an FRE of zero **always**: six numbers meet three points exactly, whatever was clicked. The rigid map misses them, and is nearer at the target. An error on what was fitted is no error of the result: FRE is not TRE, and the loss of a registration is its FRE.
+# Nor does a low loss: what was fitted cannot judge the fit. The loss of a registration is its FRE (lesson 15); ask for an error elsewhere.
 
 # %% [markdown]
 # ## 7 · A real head, in 3D
 #
-# Everything so far took any number of axes. Colin's head, turned by 20° about one axis and shifted, against the template, with voxels of 4 mm: 12 numbers first, then 387,072.
+# The library's functions take any number of axes. Colin's head, turned by 20° about one axis and shifted, against the template, with voxels of 4 mm: 12 numbers first, then 387,072.
 
 # %%
 c, s = math.cos(math.radians(20)), math.sin(math.radians(20))
@@ -486,8 +445,9 @@ turned_by = torch.tensor([[[c, -s, 0, 3], [s, c, 0, -6], [0, 0, 1, 6.0]]])  # vo
 head = halve(brains.real_pair(ndim=3, pose=turned_by))  # (1, 1, 48, 56, 48)
 matrix = register_affine(head.moving, head.fixed, factors=(4, 2))  # (1, 3, 4)
 u_affine = affine_displacement(matrix, head.fixed.shape[2:])  # (1, 3, 48, 56, 48)
-bend = refine(warp(head.moving, u_affine), head.fixed, smoothness=2, steps=25)
+bend = refine(warp(head.moving, u_affine), head.fixed, smoothness=2, steps=15)
 both = compose(u_affine, bend)  # warped once in the end
+names = {2: "gray matter", 3: "white matter"}
 result = table({"affine": u_affine, "affine, then dense": both}, head, structures=names)
 result
 
@@ -506,12 +466,12 @@ assert steps_up[1] > steps_up[0] + 0.15 and steps_up[2] > steps_up[1] + 0.03
 assert result["affine, then dense"]["folding (%)"] < 0.1
 
 # %% [markdown]
-# The affine step does the larger part; bending adds the rest. At 4 mm gray matter is hardly a voxel thick, so the numbers stay below those of the slices: compare within a table, never across resolutions.
+# The affine step does the larger part; bending adds the rest. At 4 mm gray matter is hardly a voxel thick, which costs Dice: compare within a table, never across resolutions.
 
 # %% [markdown]
 # ## 8 · Play: a registration, step by step
 #
-# The seven descents of section 4, recorded: image and difference on the level's own voxels, the grid, the loss. The lines below say why a level ended, and, because here it is known, how far the field is from the truth.
+# The seven descents of section 4, recorded step by step, each on its level's own voxels. The lines below say why a level ended, and how far the field is from the truth.
 #
 # **Play** with λ = 1 (log₁₀ λ = 0). The loss leaps up twice. Does the error leap too? And on which level is most of it removed?
 
@@ -544,18 +504,16 @@ print("error at the start, before and after each leap, at the end:", [f"{e:.2f}"
 assert losses[1] > losses[0] + 0.1 and losses[3] > losses[2] + 0.05
 assert abs(errors[2] - errors[1]) < 0.05 and abs(errors[4] - errors[3]) < 0.05
 gains = [errors[0] - errors[1], errors[2] - errors[3], errors[4] - errors[5]]
-assert gains[1] > max(gains[0], gains[2]) and min(gains) > 0.1
+assert all(abs(gain - said) < 0.1 for gain, said in zip(gains, (0.4, 0.6, 0.25)))
 
 # %% [markdown]
 # ## Common mistakes
 #
 # **Bending first.** "It does not work on my data" is often a missing affine step: [voxelmorph#480](https://github.com/voxelmorph/voxelmorph/issues/480), [#112](https://github.com/voxelmorph/voxelmorph/issues/112), [#471](https://github.com/voxelmorph/voxelmorph/issues/471), [TransMorph#23](https://github.com/junyuchen245/TransMorph_Transformer_for_Medical_Image_Registration/issues/23). Section 3 is the reason.
 #
-# **Throwing a start away.** A field from a coarse level, from another method or from a network is where the next descent begins: `refine(moving, fixed, start=u)`. On a network's answer this is *instance optimization*; asked in [voxelmorph#546](https://github.com/voxelmorph/voxelmorph/issues/546). Below, ten fine steps from zero and from the coarse field.
+# **Throwing a start away.** A field from a coarse level, from another method or from a network is where the next descent begins: `refine(moving, fixed, start=u)`. On a network's answer this is *instance optimization* ([voxelmorph#546](https://github.com/voxelmorph/voxelmorph/issues/546)). Below, ten fine steps from zero and from the coarse field.
 #
-# **Turning about the corner.** Each turn then carries the head away. The steepest and the flattest direction in the space of the three numbers differ far more, and plain descent crawls.
-#
-# **A rate in wrong units** (section 1), **a tolerance without its rate** (section 6).
+# **Turning about the corner.** Each turn then carries the head away. The shift has to bring it back: the three numbers are no longer independent, the steepest and the flattest direction differ far more, and plain descent crawls.
 
 # %%
 coarse = alone(pair.moving, pair.fixed, weight=1, factors=(4, 2))
@@ -595,13 +553,13 @@ assert middle < 4 and edge > 5 * middle
 #
 # <details><summary>1. Every rigid map is an affine map. So for two scans of one head, can the affine result be worse?</summary>
 #
-# Yes, twice over. It sees less far: at 60° the rigid descent arrived and the affine one did not. And it fits more: what noise and contrast ask for, shears will give. Containing the right answer is not finding it.
+# Yes. It sees less far: at 60° the rigid descent arrived and the affine one did not. Containing the right answer is not finding it.
 #
 # </details>
 #
 # <details><summary>2. A descent reports "converged" and a loss of −0.91. What do you know?</summary>
 #
-# That its last steps were small. Ask where it started, with which rate and tolerance, and whether another start ends lower. Then look at the image: it may be upside down.
+# That its last steps were small. Ask where it started, with which rate, and whether another start ends lower. Then look: it may be upside down.
 #
 # </details>
 #
@@ -610,17 +568,11 @@ assert middle < 4 and edge > 5 * middle
 # They push, nearly as hard as they can, along every edge: they take the difference of brightness for a difference of place. Match the histograms first, or use a loss that does not mind (lessons 13 and 16).
 #
 # </details>
-#
-# <details><summary>4. Your L-curve has its corner at the smallest weight that you tried. What now?</summary>
-#
-# Try smaller ones. A corner at the end of a range is no corner; and on a curve of three points everything is.
-#
-# </details>
 
 # %%
 push = demons_force(0.5 * fixed, fixed).norm(dim=1)
 print(f"pushes between an image and itself, half as bright: up to {float(push.max()):.2f} voxels")
-assert push.max() > 0.45 and off["rigid"][4] < 0.5 and off["affine"][4] > 10
+assert push.max() > 0.45
 
 # %% [markdown]
 # ## Take away
@@ -635,7 +587,6 @@ assert push.max() > 0.45 and off["rigid"][4] < 0.5 and off["affine"][4] > 10
 # - J.-P. Thirion, "Image matching as a diffusion process: an analogy with Maxwell's demons", Medical Image Analysis 2(3), 1998.
 # - T. Vercauteren, X. Pennec, A. Perchant, N. Ayache, "Diffeomorphic demons: efficient non-parametric image registration", NeuroImage 45(1), 2009.
 # - M. Jenkinson, S. Smith, "A global optimisation method for robust affine registration of brain images", Medical Image Analysis 5(2), 2001: many starts, coarse to fine.
-# - J. M. Fitzpatrick, J. B. West, "The distribution of target registration error in rigid-body point-based registration", IEEE Transactions on Medical Imaging 20(9), 2001.
 # - P. C. Hansen, "Analysis of discrete ill-posed problems by means of the L-curve", SIAM Review 34(4), 1992.
 # - B. K. P. Horn, B. G. Schunck, "Determining optical flow", Artificial Intelligence 17, 1981.
 #

@@ -253,21 +253,28 @@ def _descend(
     small: Callable[[Tensor, float], bool] = _small_step,
     last_counts: bool = True,
     give_last: bool = False,
-    watch_infinity: bool = True,
+    watch_loss: bool = True,
+    watch_slope: bool = True,
     flat: bool = False,
+    before_step: bool = False,
+    give_bad: bool = False,
 ) -> tuple[Tensor, str]:
     """The right one; its options are the wrong ones."""
     x, why, gathered = start.detach().clone(), "steps", torch.zeros_like(start)
     best, lowest, before = x, math.inf, math.inf
     for _ in range(most):
         value, slope = _visit(loss, x)
-        if watch_infinity and not (math.isfinite(value) and bool(slope.isfinite().all())):
+        bad_loss, bad_slope = not math.isfinite(value), not bool(slope.isfinite().all())
+        if (watch_loss and bad_loss) or (watch_slope and bad_slope):
             why = "diverged"
             break
         if value < lowest:
             best, lowest = x, value
         gathered = inertia * gathered + slope
         step = direction * rate * gathered
+        if before_step and small(step, tolerance):
+            why = "converged"
+            break
         x = x + step
         if small(step, tolerance) if not flat else abs(before - value) <= tolerance:
             why = "converged"
@@ -275,7 +282,7 @@ def _descend(
         before = value
     if last_counts and _visit(loss, x)[0] < lowest:
         best = x
-    return (x if give_last else best), why
+    return (x if give_last or (give_bad and why == "diverged") else best), why
 
 
 def _converging() -> tuple[Loss, Tensor, float, float, int]:
@@ -301,6 +308,30 @@ def _to_and_fro() -> tuple[Loss, Tensor, float, float, int]:
 
 def _exploding() -> tuple[Loss, Tensor, float, float, int]:
     return cliff, torch.tensor([1.5, -0.5]), 0.6, 1e-6, 60
+
+
+def edge(x: Tensor) -> Tensor:
+    """Roots, and 10 below 0: there the loss is finite, and its gradient NaN."""
+    return torch.where(x > 0, x.sqrt(), 10.0).sum()
+
+
+def _over_the_edge() -> tuple[Loss, Tensor, float, float, int]:
+    """The second place has no gradient, and a second step is the last one allowed."""
+    return edge, torch.tensor([4.0, 9.0]), 20.0, 1e-6, 2
+
+
+def _up_the_cliff() -> tuple[Loss, Tensor, float, float, int]:
+    """The second place has a gradient of 4e33, and an infinite loss."""
+    return cliff, torch.tensor([10.0, -5.0]), 2.5e7, 1e-6, 2
+
+
+def _nearly_there() -> tuple[Loss, Tensor, float, float, int]:
+    """Both numbers' last step is as small as asked; its length is not."""
+    return bowl, torch.tensor([3.0, 1.5, 7.0]), 0.2, 0.9, 30
+
+
+def _small_length(step: Tensor, tolerance: float) -> bool:
+    return bool(step.norm() <= tolerance)
 
 
 def _any_small(step: Tensor, tolerance: float) -> bool:
@@ -332,13 +363,30 @@ descend = Check(
     SLUG,
     "descend",
     _descend,
-    [_converging, _too_few_steps, _tiny_rate, _leaping, _to_and_fro, _exploding],
+    [
+        _converging,
+        _too_few_steps,
+        _tiny_rate,
+        _leaping,
+        _to_and_fro,
+        _exploding,
+        _over_the_edge,
+        _up_the_cliff,
+        _nearly_there,
+    ],
     atol=1e-4,
     mistakes=[
         Mistake(
             partial(_descend, give_last=True),
             "this returns the place where the descent ended, not the best one it visited.\n"
-            "With long steps the loss rises again: keep the lowest loss so far, and where it was.",
+            "With long steps the loss rises again: keep the lowest loss so far, and where it was.\n"
+            "If you do: x.detach() shares its numbers with x, and `x -= …` changes the kept place\n"
+            "too. Keep x.detach().clone().",
+        ),
+        Mistake(
+            partial(_descend, give_bad=True),
+            "where it diverges, this returns the place of the infinite loss.\n"
+            "The best one it visited is asked then too.",
         ),
         Mistake(
             partial(_descend, last_counts=False),
@@ -379,10 +427,32 @@ descend = Check(
             "Compare the size of the change, .abs().max(), with the tolerance.",
         ),
         Mistake(
-            partial(_descend, watch_infinity=False),
+            partial(_descend, watch_loss=False, watch_slope=False),
             "the way to infinity is not noticed: the loss is inf or NaN, and it goes on.\n"
             'Return "diverged" as soon as the loss or the gradient is not finite\n'
             "(math.isfinite, torch.isfinite).",
+        ),
+        Mistake(
+            partial(_descend, watch_slope=False),
+            "only the loss is asked whether it is finite. At an edge the loss may be finite and\n"
+            "its gradient NaN, and a step by it leads nowhere.\n"
+            'Look at both: the end is "diverged" as soon as either is not finite.',
+        ),
+        Mistake(
+            partial(_descend, watch_loss=False),
+            "only the gradient is asked whether it is finite. The loss x⁴ is infinite long before\n"
+            "its gradient is.\n"
+            'Look at both: the end is "diverged" as soon as either is not finite.',
+        ),
+        Mistake(
+            partial(_descend, small=_small_length),
+            "the length of the whole step is compared with the tolerance.\n"
+            "Asked is its largest number, .abs().max(): no number of x changes by more.",
+        ),
+        Mistake(
+            partial(_descend, before_step=True),
+            "a small step is noticed before it is taken, and then it is not taken.\n"
+            "First x = x − step, then ask whether it was small.",
         ),
         Mistake(
             _always_converged,
@@ -420,20 +490,20 @@ def _coarse_to_fine(
     shrink: Callable[[Tensor, float], Tensor] = spatial.pyramid,
     enlarge: Callable[[Tensor, tuple[int, ...]], Tensor] = spatial.resize_displacement,
     warp_first: bool = True,
+    padding: spatial.Padding = "border",
+    swapped: bool = False,
 ) -> Tensor:
     """The right one; its options are the wrong ones."""
     u = torch.zeros_like(fixed).repeat(1, 2, 1, 1)
     for factor in factors:
         small_moving, small_fixed = shrink(moving, factor), shrink(fixed, factor)
         u = resize(u, tuple(small_fixed.shape[2:]))
-        warped = warp_border(small_moving, u) if warp_first else small_moving
-        u = join(u, register(warped, small_fixed))
+        warped = small_moving
+        if warp_first:
+            warped = spatial.warp(small_moving, u, padding=padding)
+        change = register(small_fixed, warped) if swapped else register(warped, small_fixed)
+        u = join(u, change)
     return enlarge(u, tuple(fixed.shape[2:]))
-
-
-def warp_border(image: Tensor, u: Tensor) -> Tensor:
-    """A warp with the border's values outside."""
-    return spatial.warp(image, u, padding="border")
 
 
 def _add(before: Tensor, change: Tensor) -> Tensor:
@@ -450,8 +520,8 @@ def _unblurred(image: Tensor, factor: float) -> Tensor:
 
 
 def _pooled(image: Tensor, factor: float) -> Tensor:
-    shape = tuple(spatial.pyramid(image, factor).shape[2:])
-    return F.adaptive_avg_pool2d(image, shape)
+    height, width = spatial.pyramid(image, factor).shape[2:]
+    return F.adaptive_avg_pool2d(image, (height, width))
 
 
 def _as_it_is(u: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -556,6 +626,16 @@ coarse_to_fine = Check(
             "Corner voxels lie on corner voxels: (n′ − 1)/(n − 1), as resize_displacement does.",
         ),
         Mistake(
+            _wrong_loop(padding="zeros"),
+            "the rest is right, but the image is warped with zeros outside.\n"
+            'A black rim is no anatomy, and register pushes against it: padding="border".',
+        ),
+        Mistake(
+            _wrong_loop(swapped=True),
+            "register is given the two images in the other order.\n"
+            "It takes (moving, fixed): register(warped, small_fixed).",
+        ),
+        Mistake(
             _wrong_loop(shrink=_unblurred),
             "the small images are not blurred: fine detail turns into false coarse detail\n"
             "(aliasing, lesson 12).\nUse pyramid(image, factor).",
@@ -599,19 +679,19 @@ def _force(
     *,
     of: Callable[[Tensor, Tensor], Tensor] = lambda warped, fixed: fixed,
     size: Callable[[Tensor, Tensor], Tensor] = lambda g, d: g.square().sum(1, True) + d.square(),
+    slopes: Callable[[Tensor], Tensor] = _slopes,
+    sign: float = 1.0,
+    guarded: bool = True,
 ) -> Tensor:
-    g, difference = _slopes(of(warped, fixed)), fixed - warped
+    g, difference = slopes(of(warped, fixed)), sign * (fixed - warped)
     below = size(g, difference)
+    if not guarded:
+        return difference * g / below
     return torch.where(below > 0, difference * g / below.clamp(min=1e-30), torch.zeros_like(g))
 
 
 def _demons_force(warped: Tensor, fixed: Tensor) -> Tensor:
     return demons.demons_force(warped, fixed)
-
-
-def _with_nan(warped: Tensor, fixed: Tensor) -> Tensor:
-    g, difference = _slopes(fixed), fixed - warped
-    return difference * g / (g.square().sum(1, True) + difference.square())
 
 
 def _two_scans() -> tuple[Tensor, Tensor]:
@@ -633,10 +713,18 @@ def _by_differences(image: Tensor) -> Tensor:
     return torch.cat([down, right], dim=1)
 
 
-def _forward_force(warped: Tensor, fixed: Tensor) -> Tensor:
-    g, difference = _by_differences(fixed), fixed - warped
-    below = g.square().sum(1, True) + difference.square()
-    return torch.where(below > 0, difference * g / below.clamp(min=1e-30), torch.zeros_like(g))
+def _forward_force(warped: Tensor, fixed: Tensor, *, guarded: bool = True) -> Tensor:
+    return _force(warped, fixed, slopes=_by_differences, guarded=guarded)
+
+
+def _flipped_force(warped: Tensor, fixed: Tensor, *, guarded: bool = True) -> Tensor:
+    return _force(warped, fixed, guarded=guarded).flip(1)
+
+
+def _pushes(wrong: Callable[..., Tensor], hint: str) -> list[Mistake]:
+    """A wrong push as it is, and with 0/0 on the black background."""
+    more = "\nThen look at the black background too: 0/0 is NaN there, and 0 is asked."
+    return [Mistake(wrong, hint), Mistake(partial(wrong, guarded=False), hint + more)]
 
 
 demons_force = Check(
@@ -645,40 +733,54 @@ demons_force = Check(
     _demons_force,
     [_two_scans, _on_black],
     mistakes=[
-        Mistake(
-            lambda warped, fixed: -_force(warped, fixed),
+        *_pushes(
+            partial(_force, sign=-1.0),
             "these pushes point the wrong way: the images would move further apart.\n"
             "The pull-back looks at x + du, so where the warped image is too dark (f > w), look\n"
             "towards where it gets brighter: +(f − w) g.",
         ),
-        Mistake(
+        *_pushes(
             partial(_force, of=lambda warped, fixed: warped),
             "this is the gradient of the warped image; the formula has that of the fixed one.\n"
-            "(It would work too: that is Vercauteren's variant. But here it is Thirion's.)",
+            "(It would work too: that is another variant. But here it is Thirion's.)",
         ),
-        Mistake(
+        *_pushes(
             partial(_force, size=lambda g, d: g.square().sum(1, True)),
             "(f − w)² is missing below: where the gradient is small the push is enormous.",
         ),
-        Mistake(
+        *_pushes(
             partial(_force, size=lambda g, d: g.square() + d.square()),
             "each component is divided by its own square.\n"
             "|g|² is the squared length, both components together: .square().sum(1, keepdim=True).",
         ),
+        *_pushes(
+            partial(_force, size=lambda g, d: g.square().sum(1) + d.square()),
+            "sum(1) drops the channels' axis, and the batch is taken for channels.\n"
+            "Keep it: .square().sum(1, keepdim=True), (B, 1, H, W).",
+        ),
         Mistake(
+            partial(_force, size=lambda g, d: g.square().sum() + d.square()),
+            "|g|² is one number for all voxels here: the sum over everything.\n"
+            "Each voxel has its own: .square().sum(1, keepdim=True), over its two components.",
+        ),
+        *_pushes(
             partial(_force, size=lambda g, d: g.norm(dim=1, keepdim=True) + d.square()),
             "below stands |g|, not |g|².\nThe squared length: .square().sum(1, keepdim=True).",
         ),
-        Mistake(
+        *_pushes(
             partial(_force, size=lambda g, d: g.square().sum(1, True) + d.abs()),
             "below stands |f − w|, not its square.",
         ),
-        Mistake(
+        *_pushes(
             partial(_force, size=lambda g, d: g.sum(1, True).square() + d.square()),
             "this squares the sum of the two slopes; |g|² is the sum of their squares.",
         ),
-        Mistake(
-            lambda warped, fixed: _force(warped, fixed).flip(1),
+        *_pushes(
+            partial(_force, size=lambda g, d: (g.square().sum(1, True) + d.square()).sqrt()),
+            "this divides by the root of |g|² + (f − w)².\nThe formula has no root below.",
+        ),
+        *_pushes(
+            _flipped_force,
             "the channels are in the order (j, i).\n"
             "Channel 0 is the slope along axis 2 of the tensor, the rows.",
         ),
@@ -686,13 +788,13 @@ demons_force = Check(
             partial(_force, size=lambda g, d: torch.ones_like(d)),
             "this is (f − w) g without what stands below the line.\nDivide by |g|² + (f − w)².",
         ),
-        Mistake(
+        *_pushes(
             _forward_force,
             "these are forward differences, 0 at the far border.\n"
             "Take central ones, one-sided at the border: torch.gradient(fixed, dim=(2, 3)).",
         ),
         Mistake(
-            _with_nan,
+            partial(_force, guarded=False),
             "right where there is something to see, and 0/0 where there is not: on the black\n"
             "background both g and f − w are 0.\n"
             "A voxel that knows nothing should stay: put 0 there, by torch.where, or by dividing\n"
