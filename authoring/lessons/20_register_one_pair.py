@@ -90,7 +90,7 @@ for m in ends.values():  # every small step makes it worse
 #
 # with $\eta$ the **rate**. Rigid in 2D means three numbers: an angle, in radians, and two shifts, in voxels. Gradients come from PyTorch, through the warp.
 #
-# **Predict**: with the largest rate that does not run away, how much of the 25° and of the shift by (4, −3) voxels is found after 300 steps?
+# **Predict**: with a rate near the largest possible, how much of the 25° and of the shift by (4, −3) voxels is found after 300 steps?
 
 
 # %%
@@ -118,7 +118,7 @@ def walk(radius, rate, steps=300, scan=again):
 
 
 # %%
-raw, raw_losses = walk(radius=1.0, rate=0.04)
+raw, raw_losses = walk(radius=1.0, rate=0.06)
 print(f"angle {math.degrees(raw[-1, 0]):.1f}°, shift ({raw[-1, 1]:.1f}, {raw[-1, 2]:.1f}) voxels, "
       f"correlation {-raw_losses[-1]:.2f}")  # fmt: skip
 assert 15 < math.degrees(raw[-1, 0]) < 23 and raw[-1, 1:].abs().max() < 1
@@ -142,7 +142,7 @@ by_angle = curvature(torch.tensor([angle, 4, -3]), 1.0, [0.02, 0.5, 0.5])
 by_arc = curvature(torch.tensor([30 * angle, 4, -3]), 30.0, [0.5, 0.5, 0.5])
 print(f"an angle is {float(by_angle[0] / by_angle[1:].min()):.0f} times as steep as a shift")
 print(f"an arc at 30 voxels: at most {float(by_arc.max() / by_arc.min()):.1f} times")
-assert 0.04 < 2 / by_angle[0] < 0.06  # the rate above was nearly the largest
+assert 0.06 < 2 / by_angle[0] < 0.07  # so the rate above was near the largest
 assert by_angle[0] > 300 * by_angle[1:].min() and by_arc.max() < 3 * by_arc.min()
 
 # %% [markdown]
@@ -426,6 +426,7 @@ show(
     "With the large rate it jumps up and down and never settles.",
 )  # fmt: skip
 assert reports["tiny"][0] == "converged at step 1" and reports["large"][0] == "steps ran out"
+assert 20 < 2 / by_arc.max() < 2 / by_arc.min() < 80
 assert reports["good"][0].startswith("converged") and min(reports["good"][1]) < -0.99
 assert min(reports["large"][1]) < reports["large"][1][-1] - 0.02
 
