@@ -316,7 +316,8 @@ for k in range(len(weights)):
     left.annotate(f"λ = {weights[k]:.2g}", (penalty[k], similarity[k]), (6, 4),
                   textcoords="offset points")  # fmt: skip
 left.plot(penalty[plain], similarity[plain], "s", color="#d55e00", markersize=11)
-left.set(xlabel="penalty: diffusion(u)", ylabel="similarity: −local NCC²", xlim=(-0.02, 0.72))
+left.set(xlabel="penalty: diffusion(u)", ylabel="similarity: −local NCC²", xlim=(-0.02, 0.72),
+         ylim=(-0.69, -0.5))  # fmt: skip
 right.semilogx(weights, error, "o-", color="#0072b2")
 right.plot(weights[plain], error[plain], "s", color="#d55e00", markersize=11)
 right.set(xlabel="weight λ", ylabel="off the truth (voxels)", ylim=(0, None))
