@@ -42,8 +42,8 @@ class Step(NamedTuple):
         loss: ``similarity + weight · penalty``, of ``displacement``.
         similarity: of the images, warped by ``displacement``.
         penalty: the regularizer's value, without its weight.
-        displacement: ``(B, D, *spatial)``, in voxels of the level's image, a copy: the field
-            *before* the step. So step 1 shows where the level begins.
+        displacement: ``(B, D, *spatial)``, in voxels of the level's image, yours to keep: the
+            field *before* the step. So step 1 shows where the level begins.
         stopped: why the level ended with this step, "" before its last one: "converged", or
             "steps" where it had taken as many as it was allowed.
 
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 Watch = Callable[[Step], object]
 
 
-def has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -> bool:
+def _has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -> bool:
     """Whether a descent has become flat: its last steps gained little of what it gained in all.
 
     ``best before the last steps − best ≤ tolerance · (first − best)``: a loss in any unit, with any
@@ -77,9 +77,9 @@ def has_converged(losses: Sequence[float], tolerance: float, window: int = 10) -
         False before more than ``window`` steps are taken, or where a loss is NaN.
 
     Example:
-        >>> has_converged([5.0, 3.0, 2.0, 1.9], 0.1, window=2)
+        >>> _has_converged([5.0, 3.0, 2.0, 1.9], 0.1, window=2)
         False
-        >>> has_converged([5.0, 3.0, 2.0, 1.9, 1.8], 0.1, window=2)
+        >>> _has_converged([5.0, 3.0, 2.0, 1.9, 1.8], 0.1, window=2)
         True
 
     Taught in lesson 20.
@@ -154,7 +154,7 @@ def refine(
     The change is a blurred field: Adam moves the nodes of a grid, and a Gaussian makes one smooth
     change of them, so that no voxel moves without its neighbors.
 
-    A level ends when :func:`has_converged` says so of its losses, or after ``steps``. There is one
+    A level ends when its loss has become flat (see ``tolerance``), or after ``steps``. There is one
     loss for the batch, so its items end together: one that is refined alone may end earlier. With
     ``tolerance=0`` each finds what it finds alone.
 
@@ -182,6 +182,14 @@ def refine(
     Raises:
         TypeError, ValueError: on a wrong rank, shape, dtype, device, or a negative ``weight``,
             ``smoothness`` or ``tolerance``.
+
+    Example:
+        A few steps improve a network's answer:
+
+        >>> moving, fixed = torch.rand(2, 1, 1, 32, 32)
+        >>> answer = torch.zeros(1, 2, 32, 32)  # model(moving, fixed).displacement
+        >>> refine(moving, fixed, answer, steps=20).shape
+        torch.Size([1, 2, 32, 32])
 
     Source: Balakrishnan, Zhao, Sabuncu, Guttag, Dalca, "VoxelMorph", TMI 38(8), 2019, where it is
     called instance optimization. Taught in lesson 00 and 20.
@@ -276,13 +284,13 @@ class _Log:
     def ends(self) -> bool:
         """Whether this step was the level's last."""
         stopped = ""
-        if has_converged(self.losses, self.tolerance):
+        if _has_converged(self.losses, self.tolerance):
             stopped = "converged"
         elif len(self.losses) == self.steps:
             stopped = "steps"
         if self.watch is not None:
             displacement, loss, similarity, penalty = self.latest
             parts = float(loss), float(similarity), float(penalty)
-            # A copy, for the watcher to keep or to write into.
-            self.watch(Step(self.factor, len(self.losses), *parts, displacement.clone(), stopped))
+            # Each step makes a new field, so the watcher may keep it or write into it.
+            self.watch(Step(self.factor, len(self.losses), *parts, displacement, stopped))
         return stopped != ""

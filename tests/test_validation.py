@@ -558,6 +558,10 @@ def rows() -> list[tuple[str, str, Callable[[], object], str]]:
     )
     bad_weights = BAD_NUMBERS | {"negative": -1, "infinite": INF}
     add("refine", bad_weights, "weight", lambda v: refine(IMAGE, IMAGE, weight=v, **FAST))
+    add("refine", bad_weights, "smoothness", lambda v: refine(IMAGE, IMAGE, smoothness=v, **FAST))
+    add("refine", bad_weights, "tolerance", lambda v: refine(IMAGE, IMAGE, tolerance=v, **FAST))
+    watchers = {"a word": "print", "a list": []}
+    add("refine", watchers, "watch", lambda v: refine(IMAGE, IMAGE, watch=v, **FAST))
     starts = bad_fields(FIELD) | unlike(FIELD)
     del starts["None"]  # which is a start from zero
     add("refine", starts, "start", lambda v: refine(IMAGE, IMAGE, v, **FAST))
@@ -1245,6 +1249,7 @@ HELPERS |= {"correlation_map", "correlation_map_plain"}  # of lncc, which checks
 # Yes or no, and a text: everything can be read as one.
 TAKES_ANYTHING = {("lncc", "squared"), ("refine", "progress"), ("arrows", "title")}
 TAKES_ANYTHING |= {("over_cases", "progress"), ("demons", "diffeomorphic"), ("fit", "progress")}
+TAKES_ANYTHING |= {("refine", "velocity")}
 
 
 def is_for_people(thing: object) -> bool:

@@ -177,10 +177,9 @@ def information_loss(warped, fixed, bins=16):
     return -mutual_information(joint_histogram(in_bins(warped, bins), in_bins(fixed, bins), bins))
 
 
+each_voxel_alone = {"smoothness": 0, "tolerance": 0, "steps": 30}
 answers = {
-    name: refine(
-        pair.moving, pair.fixed, similarity=loss, smoothness=0, weight=weight, steps=30
-    )
+    name: refine(pair.moving, pair.fixed, similarity=loss, weight=weight, **each_voxel_alone)
     for name, loss, weight in [("NCC", losses.ncc, 3), ("your MI", information_loss, 10)]
 }
 result = table(answers, pair, structures={2: "gray matter", 3: "white matter"})

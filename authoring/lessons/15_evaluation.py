@@ -52,7 +52,7 @@ def method_b(pair):
 
 
 # %%
-quick = {"smoothness": 0, "factors": (4, 2), "steps": 20}
+quick = {"smoothness": 0, "tolerance": 0, "factors": (4, 2), "steps": 20}
 u_a, u_b = refine(pair.moving, pair.fixed, weight=2.5, **quick), method_b(pair)
 show(
     images({
