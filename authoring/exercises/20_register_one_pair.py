@@ -112,6 +112,8 @@ rigid_matrix = check.rigid_matrix.or_reference(rigid_matrix)
 # - `"diverged"`: the loss or its gradient at $x$ is infinite or NaN; then no step is taken any more.
 #
 # It returns the **best** place: of all that it visited, `start` and the last one included, the one with the lowest loss.
+#
+# Example: the loss $x^2$ from 8, with rate 0.25 and tolerance 1. The gradient is $2x$, so each step halves $x$: 8, 4, 2, 1. The last step is 1, no more than the tolerance: `(tensor([1.]), "converged")`. With `most` = 2 it is `(tensor([2.]), "steps")`.
 
 
 # %%
@@ -127,16 +129,11 @@ def descend(loss, start, rate, tolerance, most):
 
     Returns:
         a tuple: the best x, a float tensor (N,), and why it ended, a string
-
-    Example:
-        loss(x) = x², start 8, rate 0.25, tolerance 1: the gradient is 2x, so each step halves x.
-        It visits 8, 4, 2, 1; the last step is 1, no more than the tolerance. Result:
-        (tensor([1.]), "converged"). With most = 2 it is (tensor([2.]), "steps").
     """
     ### BEGIN SOLUTION
-    x, best, lowest, why = start.detach().clone(), start, math.inf, "steps"
+    x, best, lowest, why = start.detach(), start, math.inf, "steps"
     for _ in range(most):
-        x.requires_grad_()
+        x = x.clone().requires_grad_()
         value = loss(x)
         (gradient,) = torch.autograd.grad(value, x)  # (N,)
         if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
@@ -144,9 +141,8 @@ def descend(loss, start, rate, tolerance, most):
             break
         if value < lowest:
             best, lowest = x.detach(), value.item()
-        step = rate * gradient
-        x = x.detach() - step
-        if step.abs().max() <= tolerance:
+        x = x.detach() - rate * gradient
+        if (rate * gradient).abs().max() <= tolerance:
             why = "converged"
             break
     return (x.detach() if loss(x) < lowest else best), why  # the last place counts too
@@ -367,9 +363,10 @@ assert error < 0.8 and folded == 0
 blurred = float(endpoint_error(refine(scanned, template), way_back, mask=brain))
 print(f"refine as it comes, in blurred changes: error {blurred:.2f} voxels")
 assert blurred < 0.75 * error
+assert all(measure(weight, 1)[1] > 2 for weight in (0.5, 10))  # one size, other weights
 
 # %% [markdown]
-# With one size, no weight helps: the descent does not see far enough, and it ends in a wrong valley however smooth the field. With the pyramid, the weight decides. The schedule is for the *capture range*, the weight for the *smoothness*; a bad choice of the one cannot be mended by the other. The last line is `refine` as it comes: changes that are blurred before they are made see further, and need less of a penalty.
+# With one size, neither a smaller nor a larger weight helps: the descent does not see far enough, and ends in a wrong valley. With the pyramid, the weight decides. The schedule is for the *capture range*, the weight for the *smoothness*; a bad choice of the one cannot be mended by the other. The last line is `refine` as it comes: changes that are blurred before they are made come much nearer.
 
 # %% [markdown]
 # ## Where you stand
