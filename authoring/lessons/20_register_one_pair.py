@@ -3,7 +3,7 @@
 #
 # At the end of this lesson you have registered one pair with maps of every kind, up to a real head in 3D, and you can say of each descent how far it could see, how stiff it was, and why it stopped.
 #
-# **Reading**: 44 minutes · **Running**: about a minute on a laptop · **Before this**: lessons 11 to 15, and 17.
+# **Reading**: 42 minutes · **Running**: about 30 seconds on a laptop · **Before this**: lessons 11 to 15, and 17.
 #
 # **You will be able to**
 # - *implement* the numbers of a pose and a descent that says why it ended,
