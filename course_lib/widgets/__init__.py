@@ -9,6 +9,7 @@ from course_lib.widgets.deformation import bump_displacement, deformation_explor
 from course_lib.widgets.descent import Descent, descent_explorer, fit_disc, soft_disc
 from course_lib.widgets.evaluation import disc_pair, evaluation_explorer
 from course_lib.widgets.histogram import joint_histogram_explorer
+from course_lib.widgets.playback import playback_explorer
 from course_lib.widgets.playground import Playground
 from course_lib.widgets.regularity import regularity_explorer
 from course_lib.widgets.sampling import sampling_explorer
@@ -33,6 +34,7 @@ __all__ = [
     "fit_disc",
     "joint_histogram_explorer",
     "lowest_shifts",
+    "playback_explorer",
     "random_velocity",
     "regularity_explorer",
     "sampling_explorer",
