@@ -20,6 +20,7 @@ from course_lib.widgets.similarity import (
 )
 from course_lib.widgets.slices import slice_viewer
 from course_lib.widgets.velocity import random_velocity, velocity_explorer
+from course_lib.widgets.weight import weight_explorer
 
 __all__ = [
     "Descent",
@@ -42,4 +43,5 @@ __all__ = [
     "soft_disc",
     "velocity_explorer",
     "warp_slider",
+    "weight_explorer",
 ]
