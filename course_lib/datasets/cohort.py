@@ -51,6 +51,9 @@ class Cohort(Dataset[Pair]):
     folders may be deleted at any time. A damaged file is made anew, and said so. Where nothing can
     be written, pairs are made again each time, and that is said once a process.
 
+    On disk a pair takes 0.8 MB in 2D, and 3, 23 or 182 MB in 3D at 4, 2 or 1 mm. Up to 256 MB of
+    pairs stay in memory too. What a pair takes to make, ``brains.pair`` says.
+
     Processes may share a folder: a file is written beside its place and put there in one step.
     With a ``DataLoader``, ``collate_fn=datasets.collate`` joins pairs to a batch.
 
