@@ -122,8 +122,7 @@ def take_turns(
             measures[name] = Measure(error=one_line(error))
     names = list(seconds)
     for turn in range(rounds):
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
+        for name in in_turn(names, turn):
             if turn < affordable(max(seconds[name], default=0.0)):
                 started = clock()
                 calls[name]()
@@ -136,6 +135,12 @@ def take_turns(
             slowest=1000 * max(taken),
         )
     return measures, results
+
+
+def in_turn(names: Sequence[str], turn: int) -> list[str]:
+    """The competitors of one round, each round starting with another one."""
+    first = turn % max(len(names), 1)
+    return [*names[first:], *names[:first]]
 
 
 def affordable(seconds: float) -> int:
@@ -234,12 +239,21 @@ def memory_now(what: str, status: Path = Path("/proc/self/status")) -> float:
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes, one line each: ours beside the fastest peer."""
     head = ("primitive", "case", "ours ms", "fastest peer ms", "ratio", "target", "MB", "met?")
-    rows = [head, *(_cells(outcome) for outcome in outcomes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return columns([head, *(_cells(outcome) for outcome in outcomes)], numbers=(2, 4, 5))
+
+
+def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Cells under one another, a line below the first row; ``numbers`` stand to the right.
+
+    A row may be shorter than the first: its last cell then runs on to the right.
+    """
+    full = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(len(row[column]) for row in full) for column in range(len(rows[0]))]
+    widths[0] = max(len(row[0]) for row in rows)
     lines = [
         "  ".join(
-            cell.rjust(width) if column in (2, 4, 5) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if column in numbers and row in full else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         ).rstrip()
         for row in rows
     ]

@@ -4,10 +4,13 @@ And what it takes to say that one method is better than another: the same table 
 and the differences between two methods case by case.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +36,12 @@ from course_lib.validation import (
     require_finite,
     require_labels,
     require_numbers,
+    require_option,
     require_same,
     require_whole,
 )
+
+RECORDED = ("task2d",)  # what :func:`recorded` knows, files of course_lib/data
 
 Method = Callable[[Tensor, Tensor], Tensor]
 """What is evaluated: ``(moving, fixed) -> displacement``. It sees the images, never the labels."""
@@ -395,6 +401,30 @@ def _require_scores(name: str, scores: object) -> NDArray[np.float64]:
         bad = int((~np.isfinite(values)).sum())
         raise ValueError(f"{name}: expected finite numbers, got {bad} NaN or infinite; name those")
     return values
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What a long benchmark measured, kept so that a lesson can quote it without running it.
+
+    Args:
+        name: ``"task2d"``, as ``python -m benchmarks.task --record`` wrote it: the 2D pairs of
+            :mod:`course_lib.datasets.brains`, other libraries' methods beside ours.
+
+    Returns:
+        ``date``, ``machine`` and ``threads`` (on what it ran); ``seeds`` of the pairs; ``rows``:
+        ``{method: {"error_mm", "dice_gray", "dice", "folding_percent", "seconds"}}``, means over
+        the pairs, and the median of the seconds; and ``oasis``, the same methods on slices of real
+        people, whose truth is unknown: ``{method: {"lncc", "folding_percent", "seconds"}}``. A
+        method that did not run has no row.
+
+    Raises:
+        ValueError: if there is no such name.
+
+    Taught in lesson 30.
+    """
+    require_option("name", name, RECORDED)
+    path = files("course_lib.data") / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
