@@ -12,6 +12,7 @@
 # - *find* how many steps of refinement a network's answer saves.
 
 # %%
+import itertools
 from importlib.resources import files
 
 import numpy as np
@@ -24,7 +25,7 @@ from course_lib.classical.affine import pose_matrix, register_affine
 from course_lib.datasets import brains, halve
 from course_lib.evaluation import recorded, table
 from course_lib.losses import diffusion, lncc, mse
-from course_lib.metrics import endpoint_error
+from course_lib.metrics import endpoint_error, folding_fraction
 from course_lib.models import VoxelMorph, pretrained
 from course_lib.optimise import refine
 from course_lib.plotting import curves, draw_grid, images, show
@@ -64,7 +65,7 @@ def off_truth(u, pair):
 
 nothing, off = off_truth(0 * answer, unseen), off_truth(answer, unseen)
 print(f"off the truth: {nothing:.1f} mm before, {off:.1f} mm after one pass")
-assert off < nothing / 3
+assert off < 0.65 * nothing
 
 # %% [markdown]
 # Nobody ever told it a true displacement. What does it look like inside, and how did it learn?
@@ -122,20 +123,24 @@ for hook in hooks:
 numbers = sum(weights.numel() for weights in model.parameters())
 for came, went, height, width in seen:
     print(f"{came:3} → {went:2} channels   {height:3} × {width}")
-print(f"{numbers:,} weights; {work / 1e9:.2f} billion multiplications, at full size 4 times as many")
+print(
+    f"{numbers:,} weights; {work / 1e9:.2f} billion multiplications, at full size 4 times as many"
+)
 assert 0.9 < 4 * work / 1e9 < 1.5
 assert seen[4][2:] == (7, 6) and seen[8][:2] == (48, 16) and numbers == 109_170
 
 # %%
 figure = Figure(figsize=(11, 4), layout="constrained")
 ax = figure.subplots()
-for k, (came, went, height, width) in enumerate(seen):
+for k, (_, went, height, width) in enumerate(seen):
     ax.bar(k, height, width=0.25 + went / 60, color="#0072b2" if k < 4 else "#d55e00")
     ax.text(k, 1.04 * height, f"{went} × {height} × {width}", ha="center", fontsize=9)
 for k in range(4):  # bridges: from each block on the left to the block of its size on the right
     height = 0.8 * seen[k][2]
     ax.annotate("", (7.7 - k, height), (k + 0.3, height), arrowprops={"arrowstyle": "->"})
-ax.set_xticks(range(10), ["in"] + ["↓"] * 3 + ["bottom"] + ["↑"] * 3 + ["last 3\nblocks", "flow\nhead"])
+ax.set_xticks(
+    range(10), ["in"] + ["↓"] * 3 + ["bottom"] + ["↑"] * 3 + ["last 3\nblocks", "flow\nhead"]
+)
 ax.set(xlabel="block, in the order of computing", ylabel="height (voxels), doubling at each line")
 ax.set(yscale="log", ylim=(3.5, 160))
 ax.set_yticks([7, 14, 28, 56, 112], [7, 14, 28, 56, 112], minor=False)
@@ -168,6 +173,7 @@ assert "63" in refused and "64" in refused
 # An untrained network answers at random. So VoxelMorph draws the head's weights from a normal distribution with standard deviation $10^{-5}$, and sets its bias to 0.
 #
 # **Predict**: how long is the longest arrow of the network above, which has learned nothing? And with a standard deviation of 1?
+
 
 # %%
 def with_head(deviation, seed=0):
@@ -229,6 +235,7 @@ assert 10 < by_lncc / by_mse < 40 and 0.15 < by_lncc < 0.35
 #
 # Before any long training: *can the network learn a single pair by heart?* If not, no amount of data will help, and you have found a bug in a minute and not the next morning. Here is the loop that trains every network of this course.
 
+
 # %%
 def overfit(model, pair, steps=60, learning_rate=2e-3):
     """The loss before each step, of a model that sees one pair again and again."""
@@ -261,7 +268,9 @@ show(
 )
 with torch.no_grad():
     u = quiet(pair.moving, pair.fixed).displacement
-print(f"off the truth: identity {off_truth(0 * u, pair):.1f} mm, by heart {off_truth(u, pair):.1f} mm")
+print(
+    f"off the truth: identity {off_truth(0 * u, pair):.1f} mm, by heart {off_truth(u, pair):.1f} mm"
+)
 assert abs(learned["10⁻⁵"][0] - identity) < 1e-3 < 0.1 < learned["1"][0] - identity
 assert learned["10⁻⁵"][-1] < identity - 0.12 and learned["10⁻⁵"][-1] < learned["1"][-1] - 0.03
 assert off_truth(u, pair) < 0.4 * off_truth(0 * u, pair)
@@ -299,7 +308,9 @@ def watch(step):
     figure = Figure(figsize=(9, 2.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(warp(other.moving, u)[0, 0], cmap="gray", vmin=0, vmax=1)
-    drawn = middle.imshow((warp(other.moving, u) - other.fixed)[0, 0], cmap="RdBu_r", vmin=-1, vmax=1)
+    drawn = middle.imshow(
+        (warp(other.moving, u) - other.fixed)[0, 0], cmap="RdBu_r", vmin=-1, vmax=1
+    )
     figure.colorbar(drawn, ax=middle, label="difference of intensity")
     draw_grid(right, u, step=4)
     for ax, title in zip((left, middle, right), (f"step {step.number}: warped", "− fixed", "grid")):
@@ -341,6 +352,7 @@ assert error[-1] < 0.7 * error[0] and 100 <= beaten <= 350
 # About 200. For a third of the training nothing seems to happen, and a training that is stopped there looks like a bug. Section 5 told you that it is none.
 #
 # **Predict**: how much better is it on the pairs that it was trained on?
+
 
 # %%
 def mean_error(model, pairs):
@@ -384,32 +396,50 @@ results = table(methods, unseen)
 results
 
 # %% [markdown]
-# Read the column "error (mm)" first: only there the true field is known, and the Dice of a good field is held down by resampling the labels.
+# Read the column "error (mm)": it compares with the true field, which synthetic pairs have.
 #
-# - The affine map hardly helps: these two people differ by bends.
-# - **`refine` and the network** are close. One has descended step by step on this very pair, the other has looked once.
-# - **Both together**: the network is a start near the goal, and a few steps on the pair itself finish the work.
+# - The **affine** map hardly helps: these two people differ by bends.
+# - **`refine`** comes nearest. It has descended step by step on this very pair. The **network** has looked once.
+# - **Both together**: the network's answer is a start nearer to the goal, and a few steps on the pair itself improve it. The exercise measures how many steps its look is worth.
 
 # %%
 mm = {name: row["error (mm)"] for name, row in results.rows.items()}
 assert mm["affine"] > 0.6 * mm["identity"]
-assert max(mm["refine"], mm["network"]) < mm["identity"] / 3
-assert mm["network + 20 steps"] < 1.02 * mm["network"]
+assert mm["refine"] < mm["identity"] / 3 and mm["refine"] < mm["network"] < 0.65 * mm["identity"]
+assert mm["network + 20 steps"] < mm["network"]
 
 # %% [markdown]
-# One pair is an anecdote. Here are ten (seeds 100 to 109), registered by others too, in one run on one machine. This table is recorded: `make bench` makes it, and takes longer than a lesson may.
+# One pair is an anecdote. Here are ten, registered by others too, in one run on one thread of one machine. This table is recorded, since `make bench` takes longer than a lesson may.
 #
 # **Predict**: OpenCV's DIS is an optical flow made for video. It knows nothing of brains and learned nothing. Where does it stand?
 
 # %%
 bench = recorded("task2d")
-print(f"{bench['machine']}, {bench['date']}")
-print(f"{'':22}{'error (mm)':>11}{'Dice':>7}{'folded (%)':>12}{'seconds':>9}")
-for name, row in bench["rows"].items():
-    print(f"{name:22}{row['error_mm']:11.2f}{row['dice']:7.3f}{row['folding_percent']:12.3f}{row['seconds']:9.3f}")
+print(f"pairs {bench['seeds'][0]} to {bench['seeds'][-1]}, recorded {bench['date'][:10]}")
+print(f"{'':24}error (mm)   Dice   folded (%)   seconds")
+for name, row in sorted(bench["rows"].items(), key=lambda item: -item[1]["error_mm"]):
+    print(f"{name:24}{row['error_mm']:10.2f}{row['dice']:7.3f}{row['folding_percent']:13.3f}"
+          f"{row['seconds']:10.3f}")  # fmt: skip
+video, careful = bench["rows"]["OpenCV DIS"], bench["rows"]["DIPY SyN-CC"]
+assert video["error_mm"] < bench["rows"]["identity"]["error_mm"] / 3
+assert video["seconds"] < 0.1 * careful["seconds"] and careful["error_mm"] < video["error_mm"]
 
 # %% [markdown]
-# RECORDED TEXT
+# - **DIS** takes hundredths of a second, without any training, and removes more than two thirds of the error. In 2D, speed alone is no argument for a network; a paper that leaves such a method out flatters its own. (DIS is made for flat images. For volumes, where a search takes minutes, nothing as simple stands in its place.)
+# - **DIPY's SyN-CC** searches for each pair, with local correlation as we do. Who has a second for each pair, and no training set, needs no network.
+# - The **seconds** of a network are those of its answer alone. Its card, above, has the minutes of its training.
+#
+# This is what careful comparisons find, too. "Magic or Mirage?" (NeurIPS 2024, below) compares learned with classical methods: without labels in the training, networks have no advantage in accuracy, and they are sensitive to a shift of the data.
+#
+# And real people? The same methods on slices of OASIS, which nobody made up and whose truth nobody knows. What is left to measure is the match, by `lncc` (lower is better), and the folds.
+
+# %%
+print(f"{'':24}lncc     folded (%)")
+for name, row in sorted(bench["oasis"].items(), key=lambda item: -item[1]["lncc"]):
+    print(f"{name:24}{row['lncc']:7.3f}{row['folding_percent']:11.3f}")
+
+# %% [markdown]
+# Compare the network's place in the two tables. It was trained on deformations of *two* heads; these are others, from another scanner. What it loses here against the searches, which never had a training set to leave, is its **domain gap**. And a better match is no proof of a better field: lesson 14 began with a perfect match.
 #
 # ## 8 · Play: the knob, seven trainings long
 #
@@ -431,13 +461,15 @@ explorer
 # %% [markdown]
 # <details><summary>What you should have found</summary>
 #
-# LAMBDA TEXT
+# The smallest weights crumple the grid and fold; the largest leave it so stiff that the images no longer match. The best lies between, for Dice as for the error, and not at the end where nothing folds. The rows below have the numbers. Each of these seven points is a training: a network cannot be re-tuned for a single patient, as `refine` can.
 #
 # </details>
 
 # %%
 for w, row in scores.items():
-    print(f"λ = {w:5}: Dice {row['dice']:.3f}, folded {row['folding']:.3%}, off {row['error_mm']:.2f} mm")
+    here = float(folding_fraction(fields[w], mask=unseen.fixed_labels > 0))
+    print(f"λ = {w:5}: Dice {row['dice']:.3f}, folded {row['folding']:.3%} (this pair {here:.3%}), "
+          f"off by {row['error_mm']:.2f} mm")  # fmt: skip
 figure = Figure(figsize=(11, 3), layout="constrained")
 panels = {"dice": "mean Dice", "folding": "folded (fraction)", "error_mm": "off the truth (mm)"}
 for ax, (key, label) in zip(figure.subplots(1, 3), panels.items()):
@@ -449,15 +481,17 @@ show(
     "to the truth has a valley.",
 )
 off_by_weight = [row["error_mm"] for row in scores.values()]
+best = int(np.argmin(off_by_weight)), int(np.argmax([row["dice"] for row in scores.values()]))
 assert scores[weights[0]]["folding"] > 10 * scores[weights[-1]]["folding"]
-assert 0 < int(np.argmin(off_by_weight)) < len(weights) - 1
+assert all(0 < place < len(weights) - 1 for place in best)
 
 # %% [markdown]
 # ## 9 · Break it
 #
 # **A pose that it never saw.** All pairs of the training lie straight. Turn the moving head by 20°.
 #
-# **Predict**: `refine` starts from zero too. Does the network do better or worse than doing nothing?
+# **Predict**: how much of the 20 mm by which the voxels are off now does the network take back: most, half or next to nothing?
+
 
 # %%
 def pose_first(turned, u):
@@ -472,7 +506,11 @@ first = affine_displacement(register_affine(turned, unseen.fixed), shape)
 with torch.no_grad():
     alone = network(turned, unseen.fixed).displacement
     rest = network(warp(turned, first), unseen.fixed).displacement
-poses = {"network alone": alone, "affine alone": first, "affine, then network": compose(first, rest)}
+poses = {
+    "network alone": alone,
+    "affine alone": first,
+    "affine, then network": compose(first, rest),
+}
 looks = {name: warp(turned, u) for name, u in poses.items()}
 show(
     images({"turned": turned, **looks, "fixed": unseen.fixed}),
@@ -481,29 +519,39 @@ show(
 )
 broken = {name: off_truth(u, truth) for name, u in {"nothing": 0 * alone, **poses}.items()}
 print({name: f"{value:.1f} mm" for name, value in broken.items()})
-assert broken["network alone"] > 0.6 * broken["nothing"]
-assert broken["affine, then network"] < 0.5 * broken["affine alone"] and broken["affine alone"] < 6
+assert broken["network alone"] > 0.8 * broken["nothing"]
+assert broken["affine, then network"] < 0.8 * broken["affine alone"] and broken["affine alone"] < 6
 
 # %% [markdown]
-# POSE TEXT
+# Next to nothing: it tears the head instead. An affine map, found by the search of lesson 20, takes the turn away; what is left looks like the training, and the network does its part. Compose the two fields, and warp once.
 #
-# **A contrast that it never saw.** `pretrained("voxelmorph2d-brains-mse")` is the same network, trained with the squared difference and $\lambda = 0.01$. Now the moving scanner shows everything darker: $m^{2.5}$.
+# **A contrast that it never saw.** `pretrained("voxelmorph2d-brains-mse")` has the same layers, and was trained with the squared difference and $\lambda = 0.01$. Now the moving scanner shows everything half as bright, or inverted (bright fluid, dark tissue). A gain and an inversion do not matter to squared local correlation (lesson 13).
 #
-# **Predict**: which of the two networks notices?
+# **Predict**: then they do not matter to the network that was trained with it?
 
 # %%
-by_mse = pretrained("voxelmorph2d-brains-mse")
-darker = unseen.moving**2.5
+networks = {"lncc": network, "mse": pretrained("voxelmorph2d-brains-mse")}
+contrasts = {
+    "as trained": lambda m: m,
+    "half as bright": lambda m: m / 2,
+    "inverted": lambda m: torch.where(m > 0.08, 1 - m, m),  # the background stays black
+}
+three = [brains.pair(seed) for seed in (100, 101, 102)]
+idle = np.mean([off_truth(0 * p.displacement, p) for p in three])
 found = {}
-for name, model in {"lncc": network, "mse": by_mse}.items():
+for (name, model), (contrast, change) in itertools.product(networks.items(), contrasts.items()):
     with torch.no_grad():
-        for contrast, moving in {"as trained": unseen.moving, "darker": darker}.items():
-            found[name, contrast] = off_truth(model(moving, unseen.fixed).displacement, unseen)
-for (name, contrast), value in found.items():
-    print(f"trained with {name:4}, {contrast:10}: off by {value:.2f} mm")
+        answers = [model(change(p.moving), p.fixed).displacement for p in three]
+    found[name, contrast] = np.mean([off_truth(u, p) for u, p in zip(answers, three)])
+    print(f"trained with {name:4}, {contrast:14}: off by {found[name, contrast]:.1f} mm")
+print(f"doing nothing: {idle:.1f} mm")
+gain = float(lncc(unseen.moving / 2, unseen.fixed) - lncc(unseen.moving, unseen.fixed))
+assert abs(gain) < 0.03 and found["lncc", "inverted"] > 1.2 * idle
+assert found["lncc", "half as bright"] > 1.2 * found["lncc", "as trained"]
+assert found["mse", "half as bright"] > found["lncc", "half as bright"]
 
 # %% [markdown]
-# CONTRAST TEXT
+# They do. The *loss* does not mind; the *network* has never seen such images, and answers to the inverted ones worse than doing nothing. It has no loss any more when it answers: whatever the loss forgives has to be in the training data, too. Darkness confuses the network of the squared difference more: its loss punished differences of brightness by moving things.
 #
 # ## Common mistakes
 #
@@ -516,21 +564,24 @@ for (name, contrast), value in found.items():
 # %%
 with torch.no_grad():
     swapped = network(unseen.fixed, unseen.moving).displacement
-print(f"right order {off:.1f} mm, doing nothing {nothing:.1f} mm, exchanged {off_truth(swapped, unseen):.1f} mm")
+print(
+    f"right order {off:.1f} mm, doing nothing {nothing:.1f} mm, exchanged {off_truth(swapped, unseen):.1f} mm"
+)
 assert off_truth(swapped, unseen) > 1.5 * nothing
 
 # %% [markdown]
 # **Something after the head.** A displacement needs both signs. The survey calls its network "vm2d", but VoxelMorph has none of that name. Its printed log (`After 1 epochs, the Average training loss is …`) and its functions `vox_morph_loss` and `dice_score` are those of another repository, [Hsankesara/VoxelMorph-PyTorch](https://github.com/Hsankesara/VoxelMorph-PyTorch): three halvings, not four, and a last layer of convolution, normalization and **ReLU**, which puts out nothing below 0. Let our network do that, and overfit one pair:
 
 # %%
-clipped = with_head(1e-5)
-clipped.flow.register_forward_hook(lambda layer, inputs, field: field.relu())
+clipped, normalize = with_head(1e-5), torch.nn.BatchNorm2d(2)
+clipped.flow.register_forward_hook(lambda layer, features, field: normalize(field).relu())
 stuck = overfit(clipped, pair)
 with torch.no_grad():
     u = clipped(pair.moving, pair.fixed).displacement
-print(f"smallest component {float(u.min()):.2f} voxels; "
-      f"gain {identity - stuck[-1]:.2f}, without ReLU {identity - learned['10⁻⁵'][-1]:.2f}")  # fmt: skip
-assert u.min() > -0.01 and identity - stuck[-1] < 0.8 * (identity - learned["10⁻⁵"][-1])
+print(f"components from {float(u.min()):.2f} to {float(u.max()):.2f} voxels; the loss falls by "
+      f"{identity - stuck[-1]:.2f}, without such a layer by {identity - learned['10⁻⁵'][-1]:.2f}")  # fmt: skip
+assert u.min() > -0.01 and u.max() > 0.5
+assert identity - stuck[-1] < 0.6 * (identity - learned["10⁻⁵"][-1])
 
 # %% [markdown]
 # Arrows down and to the right only. "Overfit one pair" finds this in seconds. That repository also smooths the warped *image* instead of the field (its author: "I think the loss function is erroneous", [issue 3](https://github.com/Hsankesara/VoxelMorph-PyTorch/issues/3)), so no number of the survey's experiment says anything about VoxelMorph.
