@@ -102,8 +102,7 @@ class TestPicture:
         expected = drawing.gray(warp(pair.moving, answers()[1.0])[0, 0], low, high, page.panel)
         shown = panel_of(page, explorer.render(place(3)), 0)
         again = np.asarray(expected).astype(float) / (drawing.GRAYS - 1) * 255
-        outlines = (shown == drawing.OUTLINE_RGB).all(axis=-1)
-        assert outlines.any() and np.abs(shown[..., 0] - again)[~outlines].max() < 2
+        assert np.abs(shown[..., 0] - again).max() < 2
 
     def test_the_dots_go_to_the_right(self, explorer: Playground) -> None:
         """The dot of each curve is thicker than its line: columns with most black."""
@@ -125,22 +124,23 @@ class TestNumbers:
         overlap = float(dice(warp(pair.moving_labels, u, mode="nearest"), pair.fixed_labels).mean())
         folded = float(folding_fraction(u, pair.fixed_labels > 0))
         least = f"{float(jacobian_determinant(u).min()):.2f}".replace("-", "−")
-        assert first.startswith(f"trained with λ = {WEIGHTS[k]:g}.")
-        assert f"Dice {overlap:.3f}" in first and first.endswith(f"min det J {least}")
-        assert f"folded {shared.percent(folded)} of labeled voxels" in first
+        assert second.startswith(f"this pair:  Dice {overlap:.3f}")
+        assert second.endswith(f"min det J {least}")
+        assert f"folded {shared.percent(folded)} of labeled voxels" in second
         row = the_scores()[WEIGHTS[k]]
-        assert f"Dice {row['dice']:.3f}" in second
-        assert f"folded (%) {100 * row['folding']:.3f}" in second
-        assert second.endswith(f"error (mm) {row['error_mm']:.3f}")
+        assert first.startswith(f"trained with λ = {WEIGHTS[k]:g}.")
+        assert f"Dice {row['dice']:.3f}" in first
+        assert f"folded (%) {100 * row['folding']:.3f}" in first
+        assert first.endswith(f"error (mm) {row['error_mm']:.3f}")
 
     def test_lines_fit(self) -> None:
         room = the_page().size[0] - drawing._LEFT
         longest = (
-            "trained with λ = 0.032.  This pair: Dice 0.784,  folded 10.87 % of labeled voxels,  "
-            "min det J −30.72"
+            "trained with λ = 0.032.  Unseen pairs, mean:  Dice 0.784,  folded (%) 10.872,  "
+            "error (mm) 10.123"
         )
         assert drawing._font().getlength(longest) < room
-        alarm = "Unseen pairs, mean:  Dice 0.784,  folded (%) 10.872,  error (mm) 10.123"
+        alarm = "this pair:  Dice 0.784,  folded 10.87 % of labeled voxels,  min det J −30.72"
         assert 34 + drawing._font(bold=True).getlength(alarm) < room
 
     def test_scores_that_do_not_differ_are_a_line_in_the_middle(self) -> None:

@@ -15,14 +15,12 @@ from course_lib.drawing import (
     BLACK,
     FOLD,
     GRAYS,
-    OUTLINE,
     WHITE,
     Page,
     diverging,
     gray,
     grid_lines,
     paint,
-    paint_outlines,
     png,
     write,
 )
@@ -58,7 +56,6 @@ class _Answer(NamedTuple):
     weight: float
     displacement: Tensor
     warped: Tensor
-    labels: Tensor
     overlap: float
     folded: float
 
@@ -68,9 +65,9 @@ def weight_explorer(
 ) -> Playground:
     """Turn the weight λ that a network was trained with, and see what its answers become.
 
-    Side by side: the warped image of one pair, with the outlines of its labels; three curves over
-    all weights, with a dot at the one that is shown; the grid lines at ``x + u(x)``; and the
-    Jacobian determinant. What folds is magenta.
+    Side by side: the warped image of one pair; three curves over all weights, with a dot at the one
+    that is shown; the grid lines at ``x + u(x)``; and the Jacobian determinant. What folds is
+    magenta.
 
     Args:
         pair: one 2D pair with labels.
@@ -144,7 +141,6 @@ def _answer(
         weight,
         field,
         warp(moving, field),
-        ours,
         overlap=float(dice(ours, labels[1]).nanmean()),
         folded=float(folding_fraction(field, labels[1] > 0)),
     )
@@ -170,7 +166,6 @@ def _draw_answer(
         volume = diverging(determinant, 0, 2, page.panel)
         paint(volume, folded, FOLD)
         warped = gray(answer.warped[0, 0], *window, page.panel)
-        paint_outlines(warped, answer.labels[0, 0], OUTLINE)
         panels = [
             warped,
             _draw_curves(curves, chosen, page.panel),
@@ -178,14 +173,13 @@ def _draw_answer(
             volume,
         ]
     lines = (
-        f"trained with λ = {_short(answer.weight)}.  This pair: Dice {answer.overlap:.3f},  "
-        f"folded {percent(answer.folded)} of labeled voxels,  "
-        f"min det J {float(determinant.min()):.2f}",
-        "Unseen pairs, mean: "
+        f"trained with λ = {_short(answer.weight)}.  Unseen pairs, mean:  "
         + ",  ".join(
             f"{title} {_three(values[chosen])}"
             for title, values in zip(SCORES.values(), curves, strict=True)
         ),
+        f"this pair:  Dice {answer.overlap:.3f},  folded {percent(answer.folded)} of labeled "
+        f"voxels,  min det J {float(determinant.min()):.2f}",
     )
     text = [line.replace("-", "−") for line in lines]
     return page.draw(panels, text, alarm=bool(folded.any()))
