@@ -828,17 +828,14 @@ train = Check(
 
 # --- what a look is worth ------------------------------------------------------------------------
 
-_CLOSE = 0.005
-
 
 @lru_cache(maxsize=1)
-def _case() -> tuple[Pair, Tensor, float]:
-    """An unseen pair, the network's answer for it, and the energy that is asked for."""
+def _case() -> tuple[Pair, float]:
+    """An unseen pair, and the energy of the network's answer for it."""
     pair = brains.pair(100)
     with torch.no_grad():
         answer = pretrained("voxelmorph2d-brains")(pair.moving, pair.fixed).displacement
-    searched = refine(pair.moving, pair.fixed, steps=60)
-    return pair, answer, _energy(pair, searched) + _CLOSE
+    return pair, _energy(pair, answer)
 
 
 def _energy(pair: Pair, u: Tensor) -> float:
@@ -847,40 +844,38 @@ def _energy(pair: Pair, u: Tensor) -> float:
 
 
 @lru_cache(maxsize=64)
-def _continued(steps: int) -> float:
-    """The energy after so many steps at full size, from the network's answer."""
-    pair, answer, _ = _case()
+def _from_zero(steps: int) -> float:
+    """The energy after so many steps of ``refine`` on each of its three sizes."""
+    pair, _ = _case()
     if steps == 0:
-        return _energy(pair, answer)
-    return _energy(pair, refine(pair.moving, pair.fixed, answer, factors=(1,), steps=steps))
+        return _energy(pair, torch.zeros_like(pair.fixed).repeat(1, 2, 1, 1))
+    return _energy(pair, refine(pair.moving, pair.fixed, steps=steps))
 
 
 def _steps_needed() -> int:
-    steps = 5
-    while _continued(steps) > _case()[2]:
-        steps += 5
-    return steps
+    return next(steps for steps in range(1, 61) if _from_zero(steps) <= _case()[1])
 
 
 def _valid_steps(setting: object) -> str | None:
     if isinstance(setting, bool) or not isinstance(setting, (int, float)):
         return f"it returns {kind(setting)}; expected a number of steps."
-    if not math.isfinite(setting) or setting != int(setting) or int(setting) % 5 or setting < 5:
-        return f"expected a multiple of 5, 5 or more, got {setting!r}."
-    return "more than 200 steps are more than refine from zero takes." if setting > 200 else None
+    if not math.isfinite(setting) or setting != int(setting) or not 1 <= setting <= 60:
+        return f"expected a whole number from 1 to 60, got {setting!r}."
+    return None
 
 
 def _measured_steps(setting: float) -> dict[str, float]:
     steps = int(setting)
     return {
-        "energy": round(_continued(steps), 4),
-        "energy with 5 steps less": round(_continued(steps - 5), 4),
-        "goal": round(_case()[2], 4),
+        "energy": _from_zero(steps),
+        "energy with one step less": _from_zero(steps - 1),
+        "the network's look": _case()[1],
     }
 
 
 def _just_enough(measured: dict[str, float]) -> bool:
-    return measured["energy"] <= measured["goal"] < measured["energy with 5 steps less"]
+    look = measured["the network's look"]
+    return measured["energy"] <= look < measured["energy with one step less"]
 
 
 steps_needed = Goal(
@@ -888,12 +883,12 @@ steps_needed = Goal(
     "steps_needed",
     _measured_steps,
     _just_enough,
-    "the smallest multiple of 5 after which the energy is at the goal or below: so the energy "
-    "at or below the goal, and that of 5 steps less above it.",
+    "the smallest number of steps on each size whose energy is at the network's or below: with "
+    "one step less it is above.",
     reference=_steps_needed,
     valid=_valid_steps,
     hints=[
-        "Call continued(…) with a few numbers and compare with goal; or let a loop do it.",
-        "Each five steps lower the energy less than the five before. Start with 10, 20, 40.",
+        "Call from_zero(…) with a few numbers and compare with look; or let a loop do it.",
+        "More steps, lower energy. Start with 2, 5, 10 and 20, then look in between.",
     ],
 )
