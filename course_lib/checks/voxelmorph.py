@@ -69,7 +69,7 @@ sizes_inside = Check(
         ),
         Mistake(
             lambda: (192, 224, 12, 14, 16),
-            "the sizes are right; 16 are the channels of the first block on the left, at full size.\n"
+            "the sizes are right; 16 are the channels of the first block on the left.\n"
             "The block after the first doubling gets the features from below and those of the\n"
             "bridge at its own size, together.",
         ),
@@ -268,8 +268,10 @@ def _measure_head(head: nn.Conv2d, channels: int) -> _Measured:
     learns = all(parameter.requires_grad for parameter in head.parameters())
     there = int(bias is not None)
     return _Measured(
-        (size, int(off), int(flat), int(largest > 0) + int(largest > 2e-4), there, int(learns))
-        + (*head.kernel_size, *shape)
+        (
+            *(size, int(off), int(flat), int(largest > 0) + int(largest > 2e-4), there),
+            *(int(learns), *head.kernel_size, *shape),
+        )
     )
 
 
@@ -383,11 +385,13 @@ def _no_convolution(head: object) -> Outcome:
 def _said(head: nn.Conv2d, channels: int) -> str:
     """What the measurements say, in words, where no known mistake fits."""
     weight, bias = head.weight.detach(), head.bias
+    largest = 0.0 if bias is None else float(bias.detach().abs().max())
     shape = tuple(head(torch.zeros(2, channels, 7, 9)).shape)
     return (
-        f"a layer of another kind: its weights have a standard deviation of {float(weight.std()):.2g} "
+        "a layer of another kind: its weights have a standard deviation of "
+        f"{float(weight.std()):.2g} "
         f"and a mean of {float(weight.mean()):.2g},\n"
-        f"its largest bias is {0.0 if bias is None else float(bias.detach().abs().max()):.2g}, and it "
+        f"its largest bias is {largest:.2g}, and it "
         f"turns (2, {channels}, 7, 9) into {shape}.\n"
         "Expected: a normal distribution with standard deviation 1e-5 and mean 0, a bias of 0,\n"
         "3 × 3, and (2, 2, 7, 9)."
@@ -455,7 +459,8 @@ flow_head = HeadCheck(
         ),
         Mistake(
             _shifted,
-            "the weights' mean is not 0.\nnn.init.normal_(weight, mean, std): the mean comes first.",
+            "the weights' mean is not 0.\n"
+            "nn.init.normal_(weight, mean, std): the mean comes first.",
         ),
         Mistake(
             lambda channels: _head(channels, padding=0),
@@ -562,7 +567,7 @@ registration_loss = Check(
             lambda m, f, u, v, weight: (
                 lncc(warp(m, u, padding="border"), f) + weight * diffusion(u)
             ),
-            "the roughness is that of the displacement; asked for is that of the velocity, which is\n"
+            "the roughness is that of the displacement; asked for is that of the velocity,\n"
             "what the network puts out.",
         ),
         Mistake(
@@ -594,13 +599,13 @@ registration_loss = Check(
         ),
         Mistake(
             _weighted(lambda s, r, weight: -s + weight * r),
-            "lncc is negative already where images agree: it is a loss. With a minus before it the\n"
-            "training would look for the worst match.",
+            "lncc is negative already where images agree: it is a loss. With a minus before it\n"
+            "the training would look for the worst match.",
         ),
         Mistake(
             _weighted(lambda s, r, weight: 1 + s + weight * r),
-            "this is 1 too large. 1 + lncc would be 0 for a perfect match; asked for is lncc as it\n"
-            "is. (A constant changes no gradient, but the number is another.)",
+            "this is 1 too large. 1 + lncc would be 0 for a perfect match; asked for is lncc\n"
+            "as it is. (A constant changes no gradient, but the number is another.)",
         ),
         Mistake(
             _weighted(lambda s, r, weight: s),
@@ -753,12 +758,12 @@ train = Check(
         Mistake(
             _wrong_loop(forget="between"),
             "the loss of each pair stays what it is: nothing is learned.\n"
-            "Likely cause: zero_grad() between backward() and step() throws away the gradient that\n"
-            "step() needs; or step() is missing.",
+            "Likely cause: zero_grad() between backward() and step() throws away the gradient\n"
+            "that step() needs; or step() is missing.",
         ),
         Mistake(
             _wrong_loop(anew=True),
-            "the optimizer is made anew in each step, so it forgets what it knew of the gradients.\n"
+            "the optimizer is made anew in each step, so it forgets the gradients before.\n"
             "Adam averages over past steps: make it once, before the loop.",
         ),
         Mistake(
