@@ -38,8 +38,9 @@ help:
 	@echo "make build    build notebooks, exercises and solutions from authoring/, those that changed"
 	@echo "                SLUG=00_start_here  these only   STALE=1  also what the library outdated"
 	@echo "                FORCE=1  all of them"
-	@echo "make bench    measure the library beside its peers: time, memory, exchange of fields"
-	@echo "                QUICK=1  the small cases only    ONLY=warp  these primitives only"
+	@echo "make bench    measure the library beside its peers: primitives, networks, the 2D task"
+	@echo "                QUICK=1  the small cases only    ONLY=warp  what has this in its name"
+	@echo "                PART=task  one part only (primitives, networks, task, agreement)"
 	@echo "make clean    remove caches and what a build left behind (never work/, never .venv)"
 
 lab:
@@ -67,7 +68,7 @@ build:
 
 bench:
 	@$(need_python)
-	@$(setup) bench --run -m benchmarks.primitives $(if $(QUICK),--quick) \
+	@$(setup) bench --run -m benchmarks $(PART) $(if $(QUICK),--quick) \
 	  $(if $(ONLY),--only "$(ONLY)")
 
 # work/ holds what learners wrote and .venv is slow to make again: neither is even looked into.

@@ -43,7 +43,8 @@ def registered(pair: Pair) -> tuple[Tensor, Tensor]:
     """The affine displacement of lesson 00, and the bending that comes after it."""
     shape = pair.fixed.shape[2:]
     affine = affine_displacement(register_affine(pair.moving, pair.fixed), shape)
-    return affine, refine(warp(pair.moving, affine), pair.fixed, weight=2.5, progress=True)
+    aligned = warp(pair.moving, affine)
+    return affine, refine(aligned, pair.fixed, smoothness=0, weight=2.5, progress=True)
 
 
 def film(affine: Tensor, bend: Tensor) -> list[Frame]:

@@ -11,7 +11,7 @@ Libraries are imported in the preparations: one that is missing costs its rows, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -493,9 +493,16 @@ ROWS: list[Row] = [
 
 def ready(row_name: str, competitor: str, shape: tuple[int, ...]) -> Call:
     """For a process of its own: the call of one competitor, after a warm-up on small arrays."""
-    row = next(row for row in ROWS if row.name == row_name)
+    return warmed(ROWS, row_name, competitor, shape)
+
+
+def warmed(
+    rows: Sequence[Row], row_name: str, competitor: str, shape: tuple[int, ...], small: int = 32
+) -> Call:
+    """The call of one competitor of one of the rows, after a warm-up on arrays of a small size."""
+    row = next(row for row in rows if row.name == row_name)
     prepare = row.ours if competitor == "ours" else row.peers[competitor].prepare
-    prepare(arrays((32,) * len(shape)))()
+    prepare(arrays((small,) * len(shape)))()
     return prepare(arrays(shape))
 
 

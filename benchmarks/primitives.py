@@ -19,7 +19,8 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,9 +35,40 @@ ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 
 
-def measure(row: Row, case: str, rounds: int, *, memory: bool = True) -> Outcome:
+@dataclass(frozen=True)
+class Suite:
+    """What one command measures, and where it writes it."""
+
+    program: str
+    description: str
+    rows: Sequence[Row]
+    cases: Mapping[str, tuple[int, ...]]
+    quick: Sequence[str]  # the cases of a quick run
+    ready: Callable[..., harness.Call]  # for measuring memory in a process of its own
+    output: Path
+    trips: Callable[[], list[round_trip.Trip]] = list
+
+
+def primitives_suite() -> Suite:
+    """The primitives, and fields that go through files."""
+    return Suite(
+        program="benchmarks.primitives",
+        description=__doc__ or "",
+        rows=contenders.ROWS,
+        cases=CASES,
+        quick=QUICK,
+        ready=contenders.ready,
+        output=RESULTS,
+        trips=round_trip.all_trips,
+    )
+
+
+def measure(
+    row: Row, case: str, rounds: int, *, memory: bool = True, suite: Suite | None = None
+) -> Outcome:
     """Time everybody on one case, compare what they return, and measure their memory."""
-    shape = CASES[case]
+    suite = suite or primitives_suite()
+    shape = suite.cases[case]
     inputs = contenders.arrays(shape)
     calls: dict[str, harness.Call] = {}
     measures: dict[str, Measure] = {}
@@ -57,7 +89,7 @@ def measure(row: Row, case: str, rounds: int, *, memory: bool = True) -> Outcome
     for name, found in measures.items():
         found.counts = name == "ours" or row.peers[name].counts
         if memory and found.milliseconds is not None:
-            found.peak_mb, problem = harness.peak_memory(contenders.ready, row.name, name, shape)
+            found.peak_mb, problem = harness.peak_memory(suite.ready, row.name, name, shape)
             found.error = problem
     return Outcome(
         primitive=row.name,
@@ -71,14 +103,19 @@ def measure(row: Row, case: str, rounds: int, *, memory: bool = True) -> Outcome
 
 
 def measure_all(
-    todo: Sequence[tuple[Row, str]], rounds: int, outcomes: list[Outcome], *, memory: bool
+    todo: Sequence[tuple[Row, str]],
+    rounds: int,
+    outcomes: list[Outcome],
+    *,
+    memory: bool,
+    suite: Suite | None = None,
 ) -> None:
     """Measure one after the other into ``outcomes``, with a bar, so that Ctrl-C loses one only."""
     terminal = sys.stderr.isatty()
     with tqdm(todo, file=sys.stderr, mininterval=0.2 if terminal else 30, miniters=1) as bar:
         for row, case in bar:
             bar.set_description(f"{row.name}, {case}", refresh=terminal)
-            outcomes.append(measure(row, case, rounds, memory=memory))
+            outcomes.append(measure(row, case, rounds, memory=memory, suite=suite))
 
 
 def agreement(result: object, ours: object) -> tuple[float | None, float | None]:
@@ -91,20 +128,19 @@ def agreement(result: object, ours: object) -> tuple[float | None, float | None]
     return None, float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-def chosen(only: Sequence[str]) -> list[Row]:
+def chosen(only: Sequence[str], rows: Sequence[Row] | None = None) -> list[Row]:
     """The rows whose names hold one of the words, or all.
 
     Raises:
         SystemExit: if a word is in no name, with the names.
     """
+    rows = contenders.ROWS if rows is None else rows
     for word in only:
-        if not any(word.lower() in row.name.lower() for row in contenders.ROWS):
-            names = "\n  ".join(row.name for row in contenders.ROWS)
-            sys.exit(f"--only: no primitive has {word!r} in its name; there are\n  {names}")
+        if not any(word.lower() in row.name.lower() for row in rows):
+            names = "\n  ".join(row.name for row in rows)
+            sys.exit(f"--only: nothing has {word!r} in its name; there are\n  {names}")
     return [
-        row
-        for row in contenders.ROWS
-        if not only or any(word.lower() in row.name.lower() for word in only)
+        row for row in rows if not only or any(word.lower() in row.name.lower() for word in only)
     ]
 
 
@@ -119,19 +155,19 @@ def limit_threads(threads: int) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(suite: Suite) -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(
-        prog="python -m benchmarks.primitives",
-        description=__doc__,
+        prog=f"python -m {suite.program}",
+        description=suite.description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    described.add_argument("--quick", action="store_true", help="two small cases, three rounds")
+    described.add_argument("--quick", action="store_true", help="small cases only, three rounds")
     described.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="primitives with this in a name"
+        "--only", action="append", default=[], metavar="NAME", help="rows with this in a name"
     )
     described.add_argument(
-        "--case", action="append", choices=tuple(CASES), help="this size of images only"
+        "--case", action="append", choices=tuple(suite.cases), help="this size of images only"
     )
     described.add_argument(
         "--threads",
@@ -142,16 +178,21 @@ def parser() -> argparse.ArgumentParser:
     )
     described.add_argument("--no-memory", action="store_true", help="measure time alone")
     described.add_argument(
-        "--output", type=Path, default=RESULTS, metavar="FILE", help=f"JSON, by default {RESULTS}"
+        "--output",
+        type=Path,
+        default=suite.output,
+        metavar="FILE",
+        help=f"JSON, by default {suite.output}",
     )
     return described
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, suite: Suite | None = None) -> None:
     """Run the command line."""
-    options = parser().parse_args(argv)
-    rows = chosen(options.only)
-    cases = options.case or (QUICK if options.quick else tuple(CASES))
+    suite = suite or primitives_suite()
+    options = parser(suite).parse_args(argv)
+    rows = chosen(options.only, suite.rows)
+    cases = options.case or (suite.quick if options.quick else tuple(suite.cases))
     rounds = 3 if options.quick else harness.ROUNDS
     limit_threads(options.threads)
     warnings.filterwarnings("ignore")  # of other libraries; what fails is in the table
@@ -165,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcomes: list[Outcome] = []
     todo = [(row, case) for row in rows for case in cases]
     try:
-        measure_all(todo, rounds, outcomes, memory=not options.no_memory)
-        trips = [] if options.only else round_trip.all_trips()
+        measure_all(todo, rounds, outcomes, memory=not options.no_memory, suite=suite)
+        trips = [] if options.only else suite.trips()
     except KeyboardInterrupt:
         trips = []
         print(f"Stopped after {len(outcomes)} of {len(todo)}.")

@@ -162,7 +162,10 @@ def elastix_bspline(moving: Tensor, fixed: Tensor) -> Job:
         )
 
     def field(answer: Any) -> Tensor:
-        found = itk.transformix_deformation_field(b, answer[1], log_to_console=False)
+        with tempfile.TemporaryDirectory() as folder:  # it also writes the field into a file
+            found = itk.transformix_deformation_field(
+                b, answer[1], log_to_console=False, output_directory=folder
+            )
         return _field(itk.array_from_image(found)[..., ::-1])
 
     return Job(run, field, lambda answer: _image(itk.array_from_image(answer[0])))

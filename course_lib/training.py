@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import cos, isfinite, pi
+from os import PathLike
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,13 @@ from course_lib.losses import diffusion, lncc
 from course_lib.metrics import dice, endpoint_error, folding_fraction
 from course_lib.models import Prediction
 from course_lib.spatial import warp
-from course_lib.validation import require_callable, require_number, require_whole
+from course_lib.validation import (
+    require_callable,
+    require_image,
+    require_number,
+    require_same,
+    require_whole,
+)
 
 Loss = Callable[[Prediction, Pair], Mapping[str, Tensor]]
 """``(prediction, pair) -> {part: weighted scalar}``: what :func:`fit` adds up and minimizes."""
@@ -107,6 +114,9 @@ def cosine(share: float) -> float:
     Returns:
         The factor of the learning rate, from 1 to 0.
 
+    Raises:
+        TypeError, ValueError: on what is no finite number.
+
     Example:
         >>> [round(cosine(share), 2) for share in (0, 0.5, 1)]
         [1.0, 0.5, 0.0]
@@ -114,7 +124,7 @@ def cosine(share: float) -> float:
     Source: Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017,
     without the restarts. Used in lesson 30.
     """
-    return (1 + cos(pi * share)) / 2
+    return (1 + cos(pi * require_number("share", share))) / 2
 
 
 # ------------------------------------------------------------------------------------- history
@@ -203,7 +213,7 @@ def fit(
     every: int = 100,
     seed: int = 0,
     device: torch.device | str | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     watch: Callable[[Step], object] | None = None,
     progress: bool = True,
 ) -> History:
@@ -255,42 +265,39 @@ def fit(
     count = _require_pairs("pairs", pairs)
     if validation is not None:
         _require_pairs("validation", validation)
-    place = _require_model(model, device)
-    for name, function in (("loss", loss), ("schedule", schedule), ("watch", watch)):
-        if function is not None or name == "loss":
+    require_callable("loss", loss)
+    for name, function in (("schedule", schedule), ("watch", watch)):
+        if function is not None:
             require_callable(name, function)
-    steps, batch, every = (
-        require_whole(name, value, least)
-        for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("every", every, 1))
-    )
+    steps, batch = require_whole("steps", steps, 0), require_whole("batch", batch, 1)
+    every, seed = require_whole("every", every, 1), require_whole("seed", seed, 0)
+    rate = require_number("learning_rate", learning_rate, 0)
+    file = _require_file(checkpoint)
+    place = _require_model(model, device)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
     recipe = {
         "model": _architecture(model),
         "loss": _name(loss),
         "pairs": count,
-        "learning_rate": require_number("learning_rate", learning_rate, 0),
+        "learning_rate": rate,
         "batch": batch,
         "schedule": "none" if schedule is None else f"{_name(schedule)} over {steps} steps",
-        "seed": require_whole("seed", seed, 0),
+        "seed": seed,
     }
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=learning_rate,
-    )
-    file = None if checkpoint is None else Path(checkpoint)
     history = History()
     if file is not None and file.exists():
         history = _resume(file, recipe, model, optimizer, steps)
     bar = tqdm(total=steps, initial=len(history.steps), disable=not progress, leave=False)
     with bar, _ready_to_learn(model, place):
         if validation is not None and not history.evaluated:
-            _note(history, score(model, validation, loss))
+            _note(history, _mean_scores("validation", validation, model, loss))
         for number in range(len(history.steps) + 1, steps + 1):
-            _seed(seed, number)
+            torch.manual_seed(_mixed(seed, number))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (schedule((number - 1) / steps) if schedule else 1)
+                group["lr"] = rate * (1 if schedule is None else schedule((number - 1) / steps))
             chosen = _chosen(number, batch, count, seed)
-            pair = _to(collate([_require_pair(pairs[i], i) for i in chosen]), place)
-            step = _step(model, optimizer, loss, pair, number, history)
+            pair = _to(collate([_require_pair("pairs", pairs, i) for i in chosen]), place)
+            step = _step(model, optimizer, loss, pair, number, history.gradients)
             _record(history, step)
             bar.set_postfix_str(_in_short(step), refresh=False)
             bar.update()
@@ -299,7 +306,7 @@ def fit(
                     watch(step)
             if number % every == 0 or number == steps:
                 if validation is not None:
-                    _note(history, score(model, validation, loss))
+                    _note(history, _mean_scores("validation", validation, model, loss))
                 if file is not None:
                     _save(file, recipe, model, optimizer, history)
     return history
@@ -311,9 +318,9 @@ def _step(
     loss: Loss,
     pair: Pair,
     number: int,
-    history: History,
+    lengths: Sequence[float],
 ) -> Step:
-    """Predict, measure, guard, descend."""
+    """Predict, measure, guard, descend; ``lengths`` are those of the gradients before."""
     prediction = _require_prediction(model(pair.moving, pair.fixed))
     parts = _require_parts(loss(prediction, pair))
     values = {name: float(part.detach()) for name, part in parts.items()}
@@ -325,7 +332,7 @@ def _step(
         raise ValueError("loss: does not depend on the model's parameters; is something detached?")
     total.backward()
     length = _gradient(optimizer)
-    _guard_gradient(length, history.gradients, number)
+    _guard_gradient(length, lengths, number)
     optimizer.step()
     optimizer.zero_grad()
     seen = _detached(prediction)
@@ -386,15 +393,11 @@ def _ready_to_learn(model: nn.Module, device: torch.device) -> Iterator[None]:
                 module.training = mode
 
 
-def _seed(seed: int, step: int) -> None:
-    """Seed PyTorch for one step: what it draws does not depend on where the training was resumed.
-
-    Its generators on a CPU read 32 bits of a seed only, so both numbers are mixed into as many.
-    """
-    torch.manual_seed(_mixed(seed, step))
-
-
 def _mixed(seed: int, number: int) -> int:
+    """A seed for one step: what is drawn there does not depend on where the training was resumed.
+
+    PyTorch's generator on a CPU reads 32 bits of a seed only, so both numbers go into as many.
+    """
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
@@ -447,24 +450,34 @@ def score(
     Taught in lesson 30.
     """
     _require_pairs("pairs", pairs)
-    device, modes = torch.device("cpu"), {}
-    if isinstance(model, nn.Module):
-        device = next((p.device for p in model.parameters()), device)
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
+    require_callable("model", model)
+    if loss is not None:
+        require_callable("loss", loss)
+    return _mean_scores("pairs", pairs, model, loss)
+
+
+def _mean_scores(
+    name: str, pairs: Pairs, model: Callable[..., Prediction], loss: Loss | None
+) -> dict[str, float]:
+    """What all pairs have scores of, in eval mode and without gradients."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    rows = []
     try:
+        for module in modules:
+            module.training = False
         with torch.no_grad():
-            rows = []
             for i in range(len(pairs)):
-                pair = _to(_require_pair(pairs[i], i), device)
-                rows.append(
-                    _scores(_require_prediction(model(pair.moving, pair.fixed)), pair, loss)
-                )
+                pair = _to(_require_pair(name, pairs, i), device)
+                prediction = _require_prediction(model(pair.moving, pair.fixed))
+                rows.append(_scores(prediction, pair, loss))
     finally:
-        for module, mode in modes.items():
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    common = [name for name in rows[0] if all(name in row for row in rows)]
-    return {name: float(np.mean([row[name] for row in rows])) for name in common}
+    common = [key for key in rows[0] if all(key in row for row in rows)]
+    return {key: float(np.mean([row[key] for row in rows])) for key in common}
 
 
 def _scores(prediction: Prediction, pair: Pair, loss: Loss | None) -> dict[str, float]:
@@ -614,17 +627,31 @@ def _require_pairs(name: str, pairs: Pairs) -> int:
     return len(pairs)
 
 
-def _require_pair(pair: object, index: int) -> Pair:
-    """A pair whose images are worth comparing."""
+def _require_pair(name: str, pairs: Pairs, index: int) -> Pair:
+    """One of the pairs, with images that are worth comparing."""
+    pair = pairs[index]
     if not isinstance(pair, Pair):
-        raise TypeError(f"pairs[{index}]: expected a Pair, got {type(pair).__name__}")
-    for name, image in (("moving", pair.moving), ("fixed", pair.fixed)):
+        raise TypeError(f"{name}[{index}]: expected a Pair, got {type(pair).__name__}")
+    for part, image in (("moving", pair.moving), ("fixed", pair.fixed)):
+        what = f"{name}[{index}].{part}"
+        require_image(what, image)
         low, high = (float(x) for x in image.aminmax())
         if not isfinite(low) or not isfinite(high):
-            raise ValueError(f"pairs[{index}].{name}: expected finite values, got NaN or infinity")
+            raise ValueError(f"{what}: expected finite values, got NaN or infinity")
         if low == high:
-            raise ValueError(f"pairs[{index}].{name}: expected an image, every voxel is {low:g}")
+            raise ValueError(f"{what}: expected an image, every voxel is {low:g}")
+    require_same(f"{name}[{index}].moving", pair.moving, f"{name}[{index}].fixed", pair.fixed)
     return pair
+
+
+def _require_file(checkpoint: str | PathLike[str] | None) -> Path | None:
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, str | PathLike):
+        raise TypeError(f"checkpoint: expected a path, got {type(checkpoint).__name__}")
+    if Path(checkpoint).is_dir():
+        raise ValueError(f"checkpoint: expected a file, {checkpoint} is a folder")
+    return Path(checkpoint)
 
 
 def _require_model(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -634,7 +661,13 @@ def _require_model(model: nn.Module, device: torch.device | str | None) -> torch
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: expected parameters that ask for a gradient, got none")
     if device is not None:
-        model.to(device)
+        try:
+            model.to(torch.device(device))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"device: expected a device of this machine, got {device!r}: "
+                f"{str(error).splitlines()[0][:150]}"
+            ) from None
     return next(model.parameters()).device
 
 

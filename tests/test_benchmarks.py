@@ -421,6 +421,20 @@ def test_help_says_what_the_numbers_mean(capsys):
         assert word in printed
 
 
+def test_rows_shorter_than_the_first_run_on_to_the_right():
+    rows = [["method", "s"], ["a", "10.5"], ["longest", "SKIPPED"]]
+    lines = harness.columns(rows, numbers=[1]).splitlines()
+    head, rule, first, last = lines
+    assert first.endswith("10.5") and last == "longest  SKIPPED"
+    assert set(rule) == {"-"} and len(rule) == max(map(len, lines)) and head.startswith("method ")
+
+
+def test_each_round_starts_with_another_one():
+    rounds = [harness.in_turn(["a", "b", "c"], turn) for turn in range(4)]
+    assert ["".join(names) for names in rounds] == ["abc", "bca", "cab", "abc"]
+    assert harness.in_turn([], 3) == []
+
+
 # ------------------------------------------------------------------------------------ round trip
 
 

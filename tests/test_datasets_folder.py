@@ -18,7 +18,7 @@ from course_lib.datasets.folder import Folder
 from course_lib.io import save_displacement
 from course_lib.metrics import correlation
 from course_lib.spatial import warp
-from course_lib.volumes import normalize, to_voxel, to_world
+from course_lib.volumes import normalize, to_world
 
 FLIPPED = np.array([[0, 0, 2.0, -9], [-1.5, 0, 0, 30], [0, 3.0, 0, 5], [0, 0, 0, 1]])  # PSR
 
@@ -150,9 +150,11 @@ def test_every_value_keeps_its_place_in_the_world(volumes, spacing):
     moving, fixed = pairs.volumes(0)
     original = to_world(np.argwhere(blob((22, 12, 17), 1) > 90), FLIPPED).mean(0)
     prepared = to_world(np.argwhere(pairs[0].fixed_labels[0, 0].numpy()), fixed.affine).mean(0)
-    assert np.abs(original - prepared).max() < (1e-3 if spacing is None else 0.3)  # mm
+    assert np.abs(original - prepared).max() < (
+        1e-3 if spacing is None else 0.6
+    )  # mm: a quarter of a voxel
     inside = fixed.image[pairs[0].fixed_labels > 0]  # the image went the same way
-    assert inside.min() > 0.3 and fixed.image[pairs[0].fixed_labels == 0].max() < 0.55
+    assert inside.min() > 0.3 and fixed.image[pairs[0].fixed_labels == 0].max() < 0.6
     assert tuple(np.round(fixed.spacing, 6)) == (spacing or (2.0, 1.5, 3.0))
     assert not np.allclose(moving.affine, fixed.affine)  # each has its own
 

@@ -53,6 +53,52 @@ def test_a_lost_list_of_the_data_is_told(data: Path) -> None:
     assert kinds(course.check_data()) == [("problem", "data")]
 
 
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two weight files and their cards."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.safetensors").write_text(name)
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        (folder / f"{name}.json").write_text(json.dumps({"sha256": digest}))
+    monkeypatch.setattr(here, "LIBRARY", str(tmp_path))
+    return folder
+
+
+def test_whole_weights(weights: Path) -> None:
+    (found,) = course.check_weights()
+    assert (found.kind, found.text) == ("ok", "2 files, all whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("one.safetensors", None, "one.safetensors is missing."),
+        ("one.safetensors", "on", "one.safetensors is damaged (2 bytes"),
+        ("one.json", None, "one.json is missing."),
+        ("one.json", "{", "cannot be read"),
+        ("one.json", "{}", "cannot be read: KeyError('sha256')"),
+    ],
+)
+def test_damaged_weights(weights: Path, name: str, content: str | None, said: str) -> None:
+    (weights / name).unlink()
+    if content is not None:
+        (weights / name).write_text(content)
+    (found,) = course.check_weights()
+    assert found.kind == "problem" and said in found.text and "two" not in found.text
+    assert "git checkout -- course_lib/weights" in found.todo
+
+
+def test_lost_weights(weights: Path) -> None:
+    for path in weights.iterdir():
+        path.unlink()
+    (found,) = course.check_weights()
+    assert found.text == "There are no weights."
+    weights.rmdir()
+    assert kinds(course.check_weights()) == [("problem", "weights")]
+
+
 def test_which_copy_of_the_course_notebooks_import(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kinds(course.check_course(Outcome(here.LIBRARY))) == [("ok", "course")]
     (missing,) = course.check_course(Outcome(""))

@@ -328,3 +328,28 @@ def test_a_lost_structure_is_not_averaged() -> None:
 def test_every_public_name_says_where_it_is_taught() -> None:
     for name in ("table", "over_cases", "paired_comparison", "warp_labels"):
         assert "Taught in lesson" in getattr(evaluation, name).__doc__
+
+
+def test_what_a_benchmark_recorded_is_there_for_lessons() -> None:
+    found = evaluation.recorded("task2d")
+    assert {"date", "machine", "threads", "seeds", "rows", "oasis"} <= set(found)
+    rows = found["rows"]
+    assert {"identity", "OpenCV DIS", "DIPY SyN-CC", "ANTs SyN-CC", "refine"} <= set(rows)
+    for row in rows.values():
+        assert set(row) == {"error_mm", "dice_gray", "dice", "folding_percent", "seconds"}
+    assert rows["identity"]["error_mm"] > 2 > rows["OpenCV DIS"]["error_mm"]
+    for row in found["oasis"].values():
+        assert set(row) == {"lncc", "folding_percent", "seconds"}
+
+
+def test_recorded_numbers_are_of_pairs_that_nothing_was_tuned_on() -> None:
+    found = evaluation.recorded("task2d")
+    if found["seeds"] == list(range(10)):
+        pytest.skip("preliminary numbers: run python -m benchmarks.task --record")
+    assert found["seeds"] == list(range(100, 110))
+    assert {"network", "network + refine"} <= set(found["rows"])
+
+
+def test_what_was_not_recorded_is_named() -> None:
+    with pytest.raises(ValueError, match=r"name: expected one of 'task2d', got 'task3d'"):
+        evaluation.recorded("task3d")

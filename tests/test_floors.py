@@ -17,7 +17,7 @@ LIBRARY = Path(course_lib.__file__).parent
 FLOORS = {
     1: ["validation.py", "spatial.py"],
     2: ["losses.py", "local_ncc.py", "metrics.py", "mind.py"],
-    3: ["models/", "classical/", "optimise.py", "landscapes.py"],
+    3: ["models/", "weights/", "classical/", "optimise.py", "landscapes.py"],
     4: [
         *("data/", "datasets/", "io.py", "volumes.py", "plotting.py", "drawing.py"),
         *("training.py", "evaluation.py"),

@@ -247,8 +247,9 @@ def test_pairs_and_model_go_to_the_device(monkeypatch):
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         quick(Tiny(), PAIRS, plain, device="meta")
     assert "meta" in gone
-    with pytest.raises((RuntimeError, AssertionError)):
-        quick(Tiny(), PAIRS, plain, device="no such device")
+    for nowhere in ("no such device", "cuda:99"):
+        with pytest.raises(ValueError, match="device: expected a device of this machine"):
+            quick(Tiny(), PAIRS, plain, device=nowhere)
 
 
 # ------------------------------------------------------------------------------ rate and schedule
@@ -451,6 +452,16 @@ def test_a_dark_image_is_not_black():
     assert len(quick(Constant(0.0, 0.0), [dark], plain).steps) == 6
 
 
+def test_what_the_fixed_image_does_not_show_may_leave():
+    pair = make_pair()
+    field = torch.zeros(1, 2, *SHAPE)
+    field[:, 0] = 15.0  # only the last row is left, as in the fixed image
+    fixed = warp(pair.moving, field)
+    assert fixed.sum() < 0.1 * pair.moving.sum()
+    found = quick(Constant(15.0, 0.0), [pair._replace(fixed=fixed)], plain, steps=1)
+    assert found.steps == [1]
+
+
 @pytest.mark.parametrize("name", ["moving", "fixed"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 0.4])
 def test_images_that_teach_nothing_are_refused(name, value):
@@ -589,6 +600,15 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     quick(Tiny(), PAIRS, plain, checkpoint=file)
     content = torch.load(file, weights_only=True)
     assert set(content) == {"recipe", "model", "optimizer", "history"}
+
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save(content | {"harm": Harm()}, file)
+    with pytest.raises(ValueError, match="none that fit wrote"):
+        quick(Tiny(), PAIRS, plain, checkpoint=file)
+    assert not (tmp_path / "harm").exists()
 
 
 # ------------------------------------------------------------------------------------ the losses

@@ -136,7 +136,8 @@ folding_fraction = check.folding_fraction.or_reference(folding_fraction)
 pair = halve(brains.real_pair())  # 112 × 96 voxels of 2 mm
 brain = pair.fixed_labels > 0
 by_weight = {
-    f"λ = {weight}": refine(pair.moving, pair.fixed, weight=weight) for weight in (0.1, 10)
+    f"λ = {weight}": refine(pair.moving, pair.fixed, smoothness=0, weight=weight)
+    for weight in (0.1, 10)
 }
 for name, u in by_weight.items():
     inside, everywhere = folding_fraction(u, brain), folding_fraction(u, torch.ones_like(brain))
@@ -295,7 +296,7 @@ check.good_weight(good_weight)
 
 # %%
 good_weight = check.good_weight.or_reference(good_weight)
-by_weight["yours"] = refine(pair.moving, pair.fixed, weight=good_weight())
+by_weight["yours"] = refine(pair.moving, pair.fixed, smoothness=0, weight=good_weight())
 for name, u in by_weight.items():
     warped = warp(pair.moving_labels, u, mode="nearest")
     overlap = float(dice(warped, pair.fixed_labels).mean())

@@ -178,8 +178,10 @@ def information_loss(warped, fixed, bins=16):
 
 
 answers = {
-    "NCC": refine(pair.moving, pair.fixed, similarity=losses.ncc, weight=3, steps=30),
-    "your MI": refine(pair.moving, pair.fixed, similarity=information_loss, weight=10, steps=30),
+    name: refine(
+        pair.moving, pair.fixed, similarity=loss, smoothness=0, weight=weight, steps=30
+    )
+    for name, loss, weight in [("NCC", losses.ncc, 3), ("your MI", information_loss, 10)]
 }
 result = table(answers, pair, structures={2: "gray matter", 3: "white matter"})
 result

@@ -35,8 +35,8 @@ brain = pair.fixed_labels > 0  # (1, 1, 112, 96)
 # Two registrations of the same pair by `refine` of lesson 00. It minimizes "difference of the images + λ · roughness of the field"; the first has λ = 0, the second λ = 3. On the right, a piece of the first one's grid, with lines through every voxel; a magenta dot means that the map folds there (section 2).
 
 # %% tags=["cover"]
-torn = refine(moving, fixed, weight=0)  # (1, 2, 112, 96)
-calm = refine(moving, fixed, weight=3)
+torn = refine(moving, fixed, smoothness=0, weight=0)  # (1, 2, 112, 96)
+calm = refine(moving, fixed, smoothness=0, weight=3)
 figure = Figure(figsize=(14, 4), layout="constrained")
 axes = figure.subplots(1, 4)
 looks = {"fixed": fixed, "warped, λ = 0": warp(moving, torn), "warped, λ = 3": warp(moving, calm)}
@@ -210,7 +210,7 @@ def corners(u):
 
 i, j = identity_grid((24, 30))
 checkerboard = torch.stack([0 * i, 0.8 * (-1) ** (i + j)])[None]
-softer = refine(moving, fixed, weight=0.3)
+softer = refine(moving, fixed, smoothness=0, weight=0.3)
 for name, u in {"checkerboard": checkerboard, "λ = 0.3": softer}.items():
     det, four = jacobian_determinant(u)[0, 1:-1, 1:-1], corners(u)
     # the first counts voxels, the other two cells
@@ -329,7 +329,9 @@ def sweep(pair, regularizer, weights):
     """{weight: the displacement found with it}"""
     found = {}
     for weight in weights:
-        found[weight] = refine(pair.moving, pair.fixed, regularizer=regularizer, weight=weight)
+        found[weight] = refine(
+            pair.moving, pair.fixed, smoothness=0, regularizer=regularizer, weight=weight
+        )
     return found
 
 

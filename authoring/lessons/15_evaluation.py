@@ -52,8 +52,8 @@ def method_b(pair):
 
 
 # %%
-quick = {"factors": (4, 2), "steps": 20}
-u_a, u_b = refine(pair.moving, pair.fixed, **quick), method_b(pair)
+quick = {"smoothness": 0, "factors": (4, 2), "steps": 20}
+u_a, u_b = refine(pair.moving, pair.fixed, weight=2.5, **quick), method_b(pair)
 show(
     images({
         "fixed": pair.fixed,

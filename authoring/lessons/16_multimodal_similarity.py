@@ -431,7 +431,7 @@ methods = {
     "LNCC²": (lncc, 3),
 }
 answers = {
-    name: refine(pair.moving, pair.fixed, similarity=loss, weight=weight)
+    name: refine(pair.moving, pair.fixed, similarity=loss, smoothness=0, weight=weight)
     for name, (loss, weight) in methods.items()
 }
 result = table(answers, pair, structures={2: "gray matter", 3: "white matter"})

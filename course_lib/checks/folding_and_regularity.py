@@ -1144,7 +1144,7 @@ def _colin() -> Pair:
 def _registered(weight: float) -> dict[str, float]:
     pair = _colin()
     assert pair.moving_labels is not None and pair.fixed_labels is not None  # of real_pair
-    u = refine(pair.moving, pair.fixed, weight=weight)
+    u = refine(pair.moving, pair.fixed, smoothness=0, weight=weight)
     warped = spatial.warp(pair.moving_labels, u, mode="nearest")
     folded = metrics.folding_fraction(u, pair.fixed_labels > 0)
     return {

@@ -101,7 +101,8 @@ def _aligned_by_affine() -> tuple[Pair, Tensor]:
 @lru_cache(maxsize=8)
 def _deformable(weight: float) -> Tensor:
     pair, affine = _aligned_by_affine()
-    return compose(affine, refine(warp(pair.moving, affine), pair.fixed, weight=weight))
+    aligned = warp(pair.moving, affine)
+    return compose(affine, refine(aligned, pair.fixed, smoothness=0, weight=weight))
 
 
 def _brain(pair: Pair) -> Tensor:

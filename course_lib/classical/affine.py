@@ -134,7 +134,7 @@ def register_affine(
         displacement = affine_displacement(resize_matrix(place(change), spatial, small), small)
         loss = similarity(warp(moving, displacement, padding="border"), fixed)
         if watch is not None:
-            taken.append((float(loss), displacement.detach()))
+            taken.append((float(loss.detach()), displacement.detach()))
         return loss
 
     def report(factor: float) -> None:

@@ -1,9 +1,12 @@
 """Pairs of images to register, with everything that is known about them."""
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
+import pooch
 import torch
 from torch import Tensor
 
@@ -74,6 +77,19 @@ def collate(pairs: Sequence[Pair]) -> Pair:
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if len(known) == len(parts) else None
+
+
+def cache_folder(folder: str | PathLike[str] | None) -> Path:
+    """Where data sets keep files: ``folder``, or the user's cache folder of this system for None.
+
+    Raises:
+        TypeError: on what is no path.
+    """
+    if folder is None:
+        return Path(pooch.os_cache("registration-course"))
+    if not isinstance(folder, str | PathLike):
+        raise TypeError(f"folder: expected a path, got {type(folder).__name__}")
+    return Path(folder)
 
 
 def halve(pair: Pair) -> Pair:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pooch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from course_lib.datasets import Pair, brains
+from course_lib.datasets import Pair, brains, cache_folder
 from course_lib.validation import require_whole
 
 TRAINING, VALIDATION, REPORTED = range(80), range(80, 100), range(100, 200)
@@ -90,8 +89,7 @@ class Cohort(Dataset[Pair]):
         self._ndim, self._plane = ndim, plane
         name, self._mm = brains.kind_of(ndim, plane, spacing)
         self._key = _digest(name, self._mm)
-        root = pooch.os_cache("registration-course") if folder is None else Path(folder)
-        self.folder = root / f"cohort-{name}-{self._mm:g}mm-{self._key}"
+        self.folder = cache_folder(folder) / f"cohort-{name}-{self._mm:g}mm-{self._key}"
         self._memory: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:

@@ -58,6 +58,31 @@ def check_data() -> Iterator[Finding]:
         yield ok("data", f"{len(expected)} files, all whole")
 
 
+def check_weights() -> Iterator[Finding]:
+    """The networks that ship with the course, each against the digest on its card."""
+    folder = os.path.join(here.LIBRARY, "weights")
+    todo = "git checkout -- course_lib/weights, or copy the course's folder again"
+    try:
+        files = {os.path.splitext(name)[0] for name in os.listdir(folder) if "safetensors" in name}
+        cards = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+        damages = [
+            f"{name}.json is missing" for name in sorted(files) if f"{name}.json" not in cards
+        ]
+        for card in cards:
+            with open(os.path.join(folder, card), encoding="utf-8") as file:
+                digest = json.load(file)["sha256"]
+            name = f"{card.removesuffix('.json')}.safetensors"
+            damages.append(damage(os.path.join(folder, name), digest))
+    except (OSError, ValueError, KeyError) as error:
+        yield problem("weights", f"The cards of the weights cannot be read: {error!r}", todo)
+        return
+    if any(damages) or not cards:
+        text = "; ".join(filter(None, damages)) or "There are no weights"
+        yield problem("weights", f"{text}.", todo)
+    else:
+        yield ok("weights", f"{len(cards)} files, all whole")
+
+
 def damage(path: str, digest: str) -> str:
     """What is wrong with a file that should have this SHA-256, or ``""``."""
     name = os.path.basename(path)

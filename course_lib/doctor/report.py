@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 from course_lib.doctor import here
-from course_lib.doctor.course import check_data, check_folder, check_work
+from course_lib.doctor.course import check_data, check_folder, check_weights, check_work
 from course_lib.doctor.finding import ASK, Finding, note, problem
 from course_lib.doctor.machine import check_disk, check_memory, check_python
 from course_lib.doctor.trials import check_what_runs
@@ -25,7 +25,7 @@ def findings(caller: str) -> Iterator[Finding]:
     yield from guarded(check_python)
     if sys.version_info[:2] < here.OLDEST:
         return
-    for check in (check_memory, check_disk, check_data, check_work, check_folder):
+    for check in (check_memory, check_disk, check_data, check_weights, check_work, check_folder):
         yield from guarded(check)
     yield from guarded(check_what_runs)
 

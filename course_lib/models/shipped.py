@@ -26,9 +26,14 @@ def pretrained(name: str) -> VoxelMorph:
     ``course_lib/weights/README.md`` shows the cards; ``python -m authoring.train`` made them.
     Taught in lesson 30.
     """
-    cards = {path.name: path for path in _WEIGHTS.iterdir() if path.name.endswith(".json")}
-    require_option("name", name, sorted(card.removesuffix(".json") for card in cards))
-    card = json.loads(cards[f"{name}.json"].read_text(encoding="utf-8"))
+    cards = {
+        path.name.removesuffix(".json"): json.loads(path.read_text(encoding="utf-8"))
+        for path in _WEIGHTS.iterdir()
+        if path.name.endswith(".json")
+    }
+    # Other files hold fields for a picture, no network.
+    require_option("name", name, sorted(key for key, card in cards.items() if "network" in card))
+    card = cards[name]
     model = VoxelMorph(**card["network"])
     with as_file(_WEIGHTS / f"{name}.safetensors") as path:
         try:
