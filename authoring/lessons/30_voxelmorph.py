@@ -34,11 +34,11 @@ from course_lib.training import cosine, fit, unsupervised
 from course_lib.widgets import weight_explorer
 
 course = setup()
-unseen = brains.pair(100)  # two synthetic people whom no network of this course was trained on
+unseen = brains.pair(100)  # a pair that no network of this course was trained on
 network = pretrained("voxelmorph2d-brains")
 
 # %% [markdown]
-# Here is where we are going. A network looks at two people at once and answers with a displacement field. It tries nothing out: about a billion multiplications, in one direction, and the field is there.
+# Here is where we are going. A network looks at two images at once and answers with a displacement field. It tries nothing out: about a billion multiplications, in one direction, and the field is there.
 
 # %% tags=["cover"]
 with torch.no_grad():
@@ -69,6 +69,8 @@ assert off < 0.65 * nothing
 
 # %% [markdown]
 # Nobody ever told it a true displacement. What does it look like inside, and how did it learn?
+#
+# (What "unseen" means here: every synthetic pair grows from the same two real heads, bent at random. A new seed is an unseen deformation, not an unseen person. Real people come in section 7.)
 #
 # ## 1 · Pay once, or pay each time
 #
@@ -291,7 +293,7 @@ assert off_truth(by_habit, other) > 0.9 * off_truth(0 * by_habit, other)
 #
 # Now 24 pairs, in random order, a new one in each step. `fit` is the loop of section 5, with a guard that stops it when the loss is NaN or the image turns black. `watch` is called after each step; ours looks at the *unseen* pair now and then, and shows what the network makes of it. Watch the grid.
 #
-# **Predict**: after how many steps does the network beat *doing nothing* on pairs that it was not trained on: about 10, 50 or 200?
+# **Predict**: after how many steps does the network beat *doing nothing* on pairs that it was not trained on: about 10, 50 or 250?
 
 # %%
 train = [halve(brains.pair(seed)) for seed in range(24)]
@@ -334,7 +336,7 @@ show(
          "doing nothing": (history.evaluated, 0 * error + error[0])},
         xlabel="step", ylabel="off the truth (mm)",
     ),
-    alt="The distance to the truth first stays at that of doing nothing or above it, and then falls "
+    alt="For about 200 steps the distance to the truth stays near that of doing nothing; then it falls "
     "to about half of it.",
 )  # fmt: skip
 show(
@@ -346,10 +348,10 @@ show(
 )  # fmt: skip
 beaten = next(step for step, e in zip(history.evaluated, error) if e < 0.95 * error[0])
 print(f"better than nothing from step {beaten} on; in the end {error[-1] / error[0]:.0%} is left")
-assert error[-1] < 0.7 * error[0] and 100 <= beaten <= 350
+assert error[-1] < 0.7 * error[0] and 150 <= beaten <= 350
 
 # %% [markdown]
-# About 200. For a third of the training nothing seems to happen, and a training that is stopped there looks like a bug. Section 5 told you that it is none.
+# About 250. For half of this training the error hardly moves, and a training that is stopped there looks like a bug. Section 5 told you that it is none.
 #
 # **Predict**: how much better is it on the pairs that it was trained on?
 
@@ -371,7 +373,7 @@ assert abs(on_train - on_new) < 0.25 * on_new
 #
 # ## 7 · What the same network reaches when it has time
 #
-# `pretrained("voxelmorph2d-brains")` has the same layers and the same loss. It was trained at full size, on seeds below 80; its card says how.
+# `pretrained("voxelmorph2d-brains")` has the same layers and the same loss, with λ = 0.5. It took 26,000 steps, first at half size, then at full size. Its card says how, and what it reaches on pairs held back.
 
 # %%
 card = network.card
@@ -379,6 +381,7 @@ print(card["data"])
 print("steps:", card["steps"], "  minutes of CPU:", card["cpu_minutes"], "  seed:", card["seed"])
 for name, scores in card["scores"].items():
     print(f"{name:9}", scores)
+assert card["recipe"]["weight"] == 0.5 and sum(card["steps"]) == 26_000
 
 # %% [markdown]
 # **Predict** the order, from the worst to the best: doing nothing, an affine map, `refine`, the network, and the network with 20 steps of `refine` on top. (TMI 2019, the journal version of VoxelMorph, calls the last one *instance optimization*: [voxelmorph#546](https://github.com/voxelmorph/voxelmorph/issues/546).)
@@ -425,27 +428,29 @@ assert video["error_mm"] < bench["rows"]["identity"]["error_mm"] / 3
 assert video["seconds"] < 0.1 * careful["seconds"] and careful["error_mm"] < video["error_mm"]
 
 # %% [markdown]
-# - **DIS** takes hundredths of a second, without any training, and removes more than two thirds of the error. In 2D, speed alone is no argument for a network; a paper that leaves such a method out flatters its own. (DIS is made for flat images; volumes, where a search takes minutes, are another matter.)
+# - **DIS** takes hundredths of a second, without any training, and removes more than two thirds of the error. In 2D, speed alone is no argument for a network; a paper that leaves such a method out flatters its own. (DIS is made for flat images; volumes are another matter.)
 # - **DIPY's SyN-CC** searches for each pair, with local correlation as we do. Who has a second for each pair, and no training set, needs no network.
 # - The **seconds** of a network are those of its answer alone. Its card, above, has the minutes of its training.
 #
-# "Magic or Mirage?" (below) finds the same: without labels in the training, learned and classical methods are about equally accurate, and the learned ones are sensitive to a shift of the data.
-#
-# And real people? The same methods on slices of OASIS, whose truth nobody knows. What can be measured is the match, by `lncc` (lower is better), and the folds.
+# And real people? The same methods on slices of OASIS, whose truth nobody knows. What can be measured is the match (the mean squared local correlation: 1 is perfect), and the folds.
 
 # %%
-print(f"{'':24}lncc     folded (%)")
-for name, row in sorted(bench["oasis"].items(), key=lambda item: -item[1]["lncc"]):
+real = bench["oasis"]
+print(f"{'':24}  match   folded (%)" if real else "not recorded yet")
+for name, row in sorted(real.items(), key=lambda item: item[1]["lncc"]):
     print(f"{name:24}{row['lncc']:7.3f}{row['folding_percent']:11.3f}")
+assert not real or real["identity"]["lncc"] < min(real[n]["lncc"] for n in ("OpenCV DIS", "refine"))
 
 # %% [markdown]
+# LEAD TO CHECK
+#
 # Compare the network's place in the two tables. It was trained on deformations of *two* heads; these are others. What it loses here against the searches, which have no training set to leave, is its **domain gap**. And a better match is no proof of a better field (lesson 14).
 #
 # ## 8 · Play: the knob, seven trainings long
 #
-# In lesson 14 each turn of $\lambda$ cost one registration. Here it costs a training. `authoring/train.py` made seven, which differ in $\lambda$ alone and predict displacements, not velocities. The explorer shows their answers for the pair of the beginning, and the means over ten pairs held back.
+# In lesson 14 each turn of $\lambda$ cost one registration. Here it costs a training. Seven networks began with the weights of section 7 and trained on for 600 steps, each with its own $\lambda$. Their field is the displacement itself, since a velocity hardly folds. The explorer shows their answers for the pair of the beginning, and their means over ten pairs held back.
 #
-# **Play**: which $\lambda$ has the best Dice on the held-back pairs? Which has the smallest error? And from which on does nothing fold any more on the pair that you see?
+# **Play**: which $\lambda$ has the best Dice on the held-back pairs? Which has the smallest error? And from which on does nothing fold there?
 
 # %%
 family = load_file(files("course_lib.weights") / "voxelmorph2d-lambdas.safetensors")
@@ -461,7 +466,7 @@ explorer
 # %% [markdown]
 # <details><summary>What you should have found</summary>
 #
-# The smallest weights crumple the grid and fold; the largest leave it so stiff that the images no longer match. The best lies between, for Dice as for the error, and not at the end where nothing folds. The rows below have the numbers. Each point is a training: this network cannot be re-tuned for a single patient, as `refine` can.
+# $\lambda = 1$, three times. Below it a few voxels in ten thousand fold: the intensities match better, and the fields get worse. Above it the fields are so stiff that the images no longer match. Here the best field is the first one that folds nowhere; that is not so everywhere. Each point is a training: this network cannot be re-tuned for a single patient, as `refine` can.
 #
 # </details>
 
@@ -482,8 +487,11 @@ show(
 )
 off_by_weight = [row["error_mm"] for row in scores.values()]
 best = int(np.argmin(off_by_weight)), int(np.argmax([row["dice"] for row in scores.values()]))
-assert scores[weights[0]]["folding"] > 10 * scores[weights[-1]]["folding"]
-assert all(0 < place < len(weights) - 1 for place in best)
+unfolded = next(k for k, row in enumerate(scores.values()) if row["folding"] < 1e-5)
+assert [weights[k] for k in (*best, unfolded)] == [1, 1, 1]
+assert 1e-4 < scores[weights[0]]["folding"] < 1e-3
+match = {w: float(lncc(warp(unseen.moving, u), unseen.fixed)) for w, u in fields.items()}
+assert match[weights[0]] < match[1]
 
 # %% [markdown]
 # ## 9 · Break it
@@ -548,10 +556,11 @@ print(f"doing nothing: {idle:.1f} mm")
 gain = float(lncc(unseen.moving / 2, unseen.fixed) - lncc(unseen.moving, unseen.fixed))
 assert abs(gain) < 0.03 and found["lncc", "inverted"] > 1.2 * idle
 assert found["lncc", "half as bright"] > 1.2 * found["lncc", "as trained"]
-assert all(found["mse", contrast] > found["lncc", contrast] for contrast in contrasts)
+assert found["mse", "inverted"] > 1.2 * idle
+assert all(found["mse", c] > 1.2 * found["lncc", c] for c in ("as trained", "half as bright"))
 
 # %% [markdown]
-# They do. The *loss* does not mind; the *network* has never seen such images, and its answers to the inverted ones are worse than doing nothing. When it answers there is no loss: what the loss forgives has to be in the training data, too. The network of the squared difference is worse off in every row: its loss took differences of brightness for differences of place.
+# They do. The *loss* does not mind; the *network* has never seen such images, and its answers to the inverted ones are worse than doing nothing. When it answers there is no loss: what the loss forgives has to be in the training data, too. The network of the squared difference is worse already on images as in its training, where the two scans differ in brightness: its loss took that for a difference of place.
 #
 # ## Common mistakes
 #

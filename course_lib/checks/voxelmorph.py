@@ -845,7 +845,7 @@ def _case() -> tuple[Pair, float]:
 
 def _energy(pair: Pair, u: Tensor) -> float:
     warped = warp(pair.moving, u, padding="border")
-    return float(lncc(warped, pair.fixed) + 2.5 * diffusion(u))
+    return float(lncc(warped, pair.fixed) + diffusion(u))
 
 
 @lru_cache(maxsize=64)
@@ -854,7 +854,7 @@ def _from_zero(steps: int) -> float:
     pair, _ = _case()
     if steps == 0:
         return _energy(pair, torch.zeros_like(pair.fixed).repeat(1, 2, 1, 1))
-    return _energy(pair, refine(pair.moving, pair.fixed, steps=steps))
+    return _energy(pair, refine(pair.moving, pair.fixed, steps=steps, tolerance=0))
 
 
 def _steps_needed() -> int:
