@@ -305,7 +305,8 @@ def corner(x, y):
 
 plain, logs = corner(penalty, similarity), corner(np.log(penalty), np.log(1 + similarity))
 best = int(error.argmin())
-for name, k in (("corner", plain), ("corner, log axes", logs), ("nearest to the truth", best)):
+for name, k in (("corner", plain), ("corner, log axes", logs), ("nearest to the truth", best),
+                ("smallest", 0), ("largest", -1)):  # fmt: skip
     print(f"{name:21} λ = {weights[k]:5.2f}: off by {error[k]:.2f} voxels, folded {folded[k]:.2%}")
 
 # %%
@@ -313,7 +314,7 @@ figure = Figure(figsize=(11, 3.6), layout="constrained")
 left, right = figure.subplots(1, 2)
 left.plot(penalty, similarity, "o-", color="#0072b2")
 for k in range(len(weights)):
-    left.annotate(f"λ = {weights[k]:.2g}", (penalty[k], similarity[k]), (6, 4),
+    left.annotate(f"λ = {weights[k]:.2g}", (penalty[k], similarity[k]), (9, 4),
                   textcoords="offset points")  # fmt: skip
 left.plot(penalty[plain], similarity[plain], "s", color="#d55e00", markersize=11)
 left.set(xlabel="penalty: diffusion(u)", ylabel="similarity: −local NCC²", xlim=(-0.02, 0.72),
@@ -383,13 +384,13 @@ assert all(abs(scores["added", b][0] - scores["followed", b][0]) < 0.1 for b in 
 still = float(endpoint_error(0 * u, pair.displacement, mask=brain))  # nobody moves
 assert min(scores["added", 0][0], scores["followed", 0][0]) > still
 blurred = refine(pair.moving, pair.fixed)
-print(f"alone, λ = 1: off {error[best]:.2f};  blurred changes, λ = 1: "
-      f"off {float(endpoint_error(blurred, pair.displacement, mask=brain)):.2f}")  # fmt: skip
+print(f"no registration: off {still:.2f};  alone, λ = 1: {error[best]:.2f};  blurred changes, λ = 1: "
+      f"{float(endpoint_error(blurred, pair.displacement, mask=brain)):.2f}")  # fmt: skip
 assert error[best] < min(miss for miss, _ in scores.values())
 assert endpoint_error(blurred, pair.displacement, mask=brain) < 0.8 * error[best]
 
 # %% [markdown]
-# Without a blur, the pushes tear the field apart; followed, they fold far less. Neither is near the truth. With a blur of 1 or more it hardly matters. Descent on `lncc` comes nearer, and `refine`, which blurs its changes unless told otherwise, nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
+# Without a blur, the pushes tear the field apart; followed, they fold far less. Neither is nearer to the truth than no registration at all. With a blur of 1 or more it hardly matters. Descent on `lncc` comes nearer, and `refine`, which blurs its changes unless told otherwise, nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
 #
 # The survey's citation for "optical flow" is about event cameras (Liu, Parra and Chin, CVPR 2021). Read Horn and Schunck instead: the same $(f - w)\nabla f$, with diffusion as the smoothness.
 
@@ -468,7 +469,7 @@ show(
     "the template, which the third resembles most.",
 )  # fmt: skip
 steps_up = [result[name]["Dice white matter"] for name in result.rows]
-assert steps_up[1] > steps_up[0] + 0.15 and steps_up[2] > steps_up[1] + 0.03
+assert steps_up[1] > steps_up[0] + 0.15 and steps_up[2] > steps_up[1] + 0.02
 assert result["affine, then dense"]["folding (%)"] < 0.1
 
 # %% [markdown]
