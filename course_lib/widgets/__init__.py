@@ -21,6 +21,7 @@ from course_lib.widgets.similarity import (
 )
 from course_lib.widgets.slices import slice_viewer
 from course_lib.widgets.velocity import random_velocity, velocity_explorer
+from course_lib.widgets.weight import weight_explorer
 
 __all__ = [
     "Descent",
@@ -44,4 +45,5 @@ __all__ = [
     "soft_disc",
     "velocity_explorer",
     "warp_slider",
+    "weight_explorer",
 ]
