@@ -40,7 +40,7 @@ def descend_by_sgd(loss, start, rate, tolerance, most):
             break
         places.append((value.item(), x.detach().clone()))
         optimizer.step()
-        if (x.detach() - places[-1][1]).abs().max() < tolerance:
+        if (x.detach() - places[-1][1]).abs().max() <= tolerance:
             why = "converged"
             break
     places.append((float(loss(x)), x.detach().clone()))

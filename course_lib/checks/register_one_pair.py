@@ -47,6 +47,16 @@ on_the_coarse_grid = Check(
             "Moving one column to the right adds 0.2 old rows. A new row is as tall as two old.",
         ),
         Mistake(
+            lambda: (0.4, 16, -4),
+            "A₀₁ and t₀ went the wrong way.\n"
+            "A new row is as tall as two old ones: the same length is fewer of them.",
+        ),
+        Mistake(
+            lambda: (0.2, 8, -2),
+            "this halves along the columns; it is the rows that get fewer: 201 become 101.\n"
+            "101 columns stay 101. Each axis has its own ratio, (n′ − 1)/(n − 1).",
+        ),
+        Mistake(
             lambda: (0.2, 8, -4),
             "this is the map on the old grid: a shift of 8 old rows is not 8 new rows.\n"
             "Express each number in voxels of the new grid.",
@@ -338,6 +348,24 @@ def _small_mean(step: Tensor, tolerance: float) -> bool:
     return bool(step.abs().mean() <= tolerance)
 
 
+def square(x: Tensor) -> Tensor:
+    """x²: the stub's example."""
+    return x.square().sum()
+
+
+def _by_hand() -> tuple[Loss, Tensor, float, float, int]:
+    """8, 4, 2, 1: the last step is exactly the tolerance."""
+    return square, torch.tensor([8.0]), 0.25, 1.0, 10
+
+
+def _smaller(step: Tensor, tolerance: float) -> bool:
+    return bool(step.abs().max() < tolerance)
+
+
+def _small_sum(step: Tensor, tolerance: float) -> bool:
+    return bool(step.abs().sum() <= tolerance)
+
+
 def _any_small(step: Tensor, tolerance: float) -> bool:
     return bool(step.abs().min() <= tolerance)
 
@@ -377,6 +405,7 @@ descend = Check(
         _over_the_edge,
         _up_the_cliff,
         _nearly_there,
+        _by_hand,
     ],
     atol=1e-4,
     mistakes=[
@@ -452,6 +481,16 @@ descend = Check(
             partial(_descend, small=_small_length),
             "the length of the whole step is compared with the tolerance.\n"
             "Asked is its largest number, .abs().max(): no number of x changes by more.",
+        ),
+        Mistake(
+            partial(_descend, small=_smaller),
+            "a step of exactly the tolerance is small too: <=, not <.\n"
+            "The example: 8, 4, 2, 1, and the last step is 1, the tolerance.",
+        ),
+        Mistake(
+            partial(_descend, small=_small_sum),
+            "the sum of the changes is compared with the tolerance.\n"
+            "Asked is the largest one, .abs().max(): no number of x changes by more.",
         ),
         Mistake(
             partial(_descend, small=_small_mean),
@@ -716,6 +755,15 @@ def _on_black() -> tuple[Tensor, Tensor]:
     return warped, fixed
 
 
+def _one_scan() -> tuple[Tensor, Tensor]:
+    warped, fixed = _on_black()
+    return warped[:1], fixed[:1]
+
+
+def _swapped_force(warped: Tensor, fixed: Tensor, *, guarded: bool = True) -> Tensor:
+    return _force(fixed, warped, guarded=guarded)
+
+
 def _by_differences(image: Tensor) -> Tensor:
     """Forward differences, 0 at the far border."""
     down = F.pad(image.diff(dim=2), (0, 0, 0, 1))
@@ -741,7 +789,7 @@ demons_force = Check(
     SLUG,
     "demons_force",
     _demons_force,
-    [_two_scans, _on_black],
+    [_two_scans, _on_black, _one_scan],
     atol=1e-4,
     mistakes=[
         *_pushes(
@@ -749,6 +797,11 @@ demons_force = Check(
             "these pushes point the wrong way: the images would move further apart.\n"
             "The pull-back looks at x + du, so where the warped image is too dark (f > w), look\n"
             "towards where it gets brighter: +(f − w) g.",
+        ),
+        *_pushes(
+            _swapped_force,
+            "the two images have changed places.\n"
+            "f is the second argument, fixed: +(f − w), and the gradient of f.",
         ),
         *_pushes(
             partial(_force, of=lambda warped, fixed: warped),
