@@ -40,7 +40,7 @@ def descend_by_sgd(loss, start, rate, tolerance, most):
             break
         places.append((value.item(), x.detach().clone()))
         optimizer.step()
-        if (x.detach() - places[-1][1]).abs().max() < tolerance:
+        if (x.detach() - places[-1][1]).abs().max() <= tolerance:
             why = "converged"
             break
     places.append((float(loss(x)), x.detach().clone()))
@@ -112,6 +112,12 @@ def force_with_nan_to_num(warped, fixed):
     return (d * g / (g.pow(2).sum(1, keepdim=True) + d**2)).nan_to_num(0.0)
 
 
+def force_with_a_larger_epsilon(warped, fixed):
+    g = torch.cat(torch.gradient(fixed, dim=[2, 3]), 1)
+    d = fixed - warped
+    return d * g / (g.square().sum(1, keepdim=True) + d**2 + 1e-6)
+
+
 def force_with_epsilon(warped, fixed):
     g = torch.cat(torch.gradient(fixed, dim=[2, 3]), 1)
     d = fixed - warped
@@ -128,6 +134,7 @@ RIGHT = {
         force_with_clamp,
         force_with_nan_to_num,
         force_with_epsilon,
+        force_with_a_larger_epsilon,
     ],
     "weight_and_coarsest": [lambda: [1.2, 4], lambda: (1.3, 4)],
 }

@@ -90,7 +90,7 @@ for m in ends.values():  # every small step makes it worse
 #
 # with $\eta$ the **rate**. Rigid in 2D means three numbers: an angle, in radians, and two shifts, in voxels. Gradients come from PyTorch, through the warp.
 #
-# **Predict**: with a rate near the largest possible, how much of the 25° and of the shift by (4, −3) voxels is found after 300 steps?
+# **Predict**: with a rate of 0.06, how much of the 25° and of the shift by (4, −3) voxels is found after 300 steps?
 
 
 # %%
@@ -124,7 +124,7 @@ print(f"angle {math.degrees(raw[-1, 0]):.1f}°, shift ({raw[-1, 1]:.1f}, {raw[-1
 assert 15 < math.degrees(raw[-1, 0]) < 23 and raw[-1, 1:].abs().max() < 1
 
 # %% [markdown]
-# The shift has hardly begun, and the angle cannot finish without it. The reason is **units**. A shift by 1 moves every voxel by 1; a turn by 1 radian throws the rim across the image. So the loss is far steeper along the angle. How much steeper is its **curvature**, the second derivative:
+# The shift has hardly begun, and the angle cannot finish without it. The reason is **units**. A shift by 1 moves every voxel by 1; a turn by 1 radian throws the rim across the image. So along the angle the loss bends far more, about $30^2$ times for a brain of 30 voxels' radius. What tells is its **curvature**, the second derivative:
 
 
 # %%
@@ -140,13 +140,13 @@ def curvature(p, radius, h):
 angle = math.radians(25)
 by_angle = curvature(torch.tensor([angle, 4, -3]), 1.0, [0.02, 0.5, 0.5])
 by_arc = curvature(torch.tensor([30 * angle, 4, -3]), 30.0, [0.5, 0.5, 0.5])
-print(f"an angle is {float(by_angle[0] / by_angle[1:].min()):.0f} times as steep as a shift")
+print(f"an angle is {float(by_angle[0] / by_angle[1:].min()):.0f} times as curved as a shift")
 print(f"an arc at 30 voxels: at most {float(by_arc.max() / by_arc.min()):.1f} times")
-assert 0.06 < 2 / by_angle[0] < 0.07  # so the rate above was near the largest
+assert 0.06 < 2 / by_angle[0] < 0.07  # the rate above is just below
 assert by_angle[0] > 300 * by_angle[1:].min() and by_arc.max() < 3 * by_arc.min()
 
 # %% [markdown]
-# In one dimension, a step $\eta L'$ in a valley of curvature $k$ multiplies the distance to its bottom by $1 - \eta k$. So the rate must stay below $2/k$ for the **steepest** number, or that one leaps ever further; and the **flattest** one then needs hundreds of times more steps. The cure is a change of units: give the turn as an **arc**, in voxels at the rim of the brain (30 voxels from the middle), angle = arc / radius. Now a unit of each number moves the image about equally far.
+# In one dimension, a step $\eta L'$ in a valley of curvature $k$ multiplies the distance to its bottom by $1 - \eta k$. So near the goal the rate must stay below $2/k$ for the most **curved** number (0.067 for the angle), or that one never settles; and the **flattest** one then needs hundreds of times more steps. The cure is a change of units: give the turn as an **arc**, in voxels at the rim of the brain (30 voxels from the middle), angle = arc / radius. Now a unit of each number moves the image about equally far.
 
 # %%
 found, losses = walk(radius=30.0, rate=20, steps=100)
@@ -305,7 +305,8 @@ def corner(x, y):
 
 plain, logs = corner(penalty, similarity), corner(np.log(penalty), np.log(1 + similarity))
 best = int(error.argmin())
-for name, k in (("corner", plain), ("corner, log axes", logs), ("nearest to the truth", best)):
+for name, k in (("corner", plain), ("corner, log axes", logs), ("nearest to the truth", best),
+                ("smallest", 0), ("largest", -1)):  # fmt: skip
     print(f"{name:21} λ = {weights[k]:5.2f}: off by {error[k]:.2f} voxels, folded {folded[k]:.2%}")
 
 # %%
@@ -313,7 +314,7 @@ figure = Figure(figsize=(11, 3.6), layout="constrained")
 left, right = figure.subplots(1, 2)
 left.plot(penalty, similarity, "o-", color="#0072b2")
 for k in range(len(weights)):
-    left.annotate(f"λ = {weights[k]:.2g}", (penalty[k], similarity[k]), (6, 4),
+    left.annotate(f"λ = {weights[k]:.2g}", (penalty[k], similarity[k]), (9, 4),
                   textcoords="offset points")  # fmt: skip
 left.plot(penalty[plain], similarity[plain], "s", color="#d55e00", markersize=11)
 left.set(xlabel="penalty: diffusion(u)", ylabel="similarity: −local NCC²", xlim=(-0.02, 0.72),
@@ -383,13 +384,13 @@ assert all(abs(scores["added", b][0] - scores["followed", b][0]) < 0.1 for b in 
 still = float(endpoint_error(0 * u, pair.displacement, mask=brain))  # nobody moves
 assert min(scores["added", 0][0], scores["followed", 0][0]) > still
 blurred = refine(pair.moving, pair.fixed)
-print(f"alone, λ = 1: off {error[best]:.2f};  blurred changes, λ = 1: "
-      f"off {float(endpoint_error(blurred, pair.displacement, mask=brain)):.2f}")  # fmt: skip
+print(f"no registration: off {still:.2f};  alone, λ = 1: {error[best]:.2f};  blurred changes, λ = 1: "
+      f"{float(endpoint_error(blurred, pair.displacement, mask=brain)):.2f}")  # fmt: skip
 assert error[best] < min(miss for miss, _ in scores.values())
 assert endpoint_error(blurred, pair.displacement, mask=brain) < 0.8 * error[best]
 
 # %% [markdown]
-# Without a blur, the pushes tear the field apart; followed, they fold far less. Neither is near the truth. With a blur of 1 or more it hardly matters. Descent on `lncc` comes nearer, and `refine`, which blurs its changes unless told otherwise, nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
+# Without a blur, the pushes tear the field apart; followed, they fold far less. Neither is nearer to the truth than no registration at all. With a blur of 1 or more it hardly matters. Descent on `lncc` comes nearer, and `refine`, which blurs its changes unless told otherwise, nearest. Two kinds of stiffness: a penalty says what a good *field* is, a blur says what a possible *step* is.
 #
 # The survey's citation for "optical flow" is about event cameras (Liu, Parra and Chin, CVPR 2021). Read Horn and Schunck instead: the same $(f - w)\nabla f$, with diffusion as the smoothness.
 
@@ -468,7 +469,7 @@ show(
     "the template, which the third resembles most.",
 )  # fmt: skip
 steps_up = [result[name]["Dice white matter"] for name in result.rows]
-assert steps_up[1] > steps_up[0] + 0.15 and steps_up[2] > steps_up[1] + 0.03
+assert steps_up[1] > steps_up[0] + 0.15 and steps_up[2] > steps_up[1] + 0.02
 assert result["affine, then dense"]["folding (%)"] < 0.1
 
 # %% [markdown]
@@ -571,7 +572,7 @@ assert middle < 4 and edge > 5 * middle
 #
 # <details><summary>3. The fixed image is twice as bright as the warped one, and they lie exactly on each other. What do demons do?</summary>
 #
-# They push, nearly as hard as they can, along every edge: they take the difference of brightness for a difference of place. Match the histograms first, or use a loss that does not mind (lessons 13 and 16).
+# They push along every edge, some as hard as they can: they take the difference of brightness for a difference of place. Match the histograms first, or use a loss that does not mind (lessons 13 and 16).
 #
 # </details>
 

@@ -47,6 +47,16 @@ on_the_coarse_grid = Check(
             "Moving one column to the right adds 0.2 old rows. A new row is as tall as two old.",
         ),
         Mistake(
+            lambda: (0.4, 16, -4),
+            "A₀₁ and t₀ went the wrong way.\n"
+            "A new row is as tall as two old ones: the same length is fewer of them.",
+        ),
+        Mistake(
+            lambda: (0.2, 8, -2),
+            "this halves along the columns; it is the rows that get fewer: 201 become 101.\n"
+            "101 columns stay 101. Each axis has its own ratio, (n′ − 1)/(n − 1).",
+        ),
+        Mistake(
             lambda: (0.2, 8, -4),
             "this is the map on the old grid: a shift of 8 old rows is not 8 new rows.\n"
             "Express each number in voxels of the new grid.",
@@ -327,11 +337,33 @@ def _up_the_cliff() -> tuple[Loss, Tensor, float, float, int]:
 
 def _nearly_there() -> tuple[Loss, Tensor, float, float, int]:
     """Both numbers' last step is as small as asked; its length is not."""
-    return bowl, torch.tensor([3.0, 1.5, 7.0]), 0.2, 0.9, 30
+    return bowl, torch.tensor([3.0, 1.5, 7.0]), 0.2, 0.7, 30
 
 
 def _small_length(step: Tensor, tolerance: float) -> bool:
     return bool(step.norm() <= tolerance)
+
+
+def _small_mean(step: Tensor, tolerance: float) -> bool:
+    return bool(step.abs().mean() <= tolerance)
+
+
+def square(x: Tensor) -> Tensor:
+    """x²: the stub's example."""
+    return x.square().sum()
+
+
+def _by_hand() -> tuple[Loss, Tensor, float, float, int]:
+    """8, 4, 2, 1: the last step is exactly the tolerance."""
+    return square, torch.tensor([8.0]), 0.25, 1.0, 10
+
+
+def _smaller(step: Tensor, tolerance: float) -> bool:
+    return bool(step.abs().max() < tolerance)
+
+
+def _small_sum(step: Tensor, tolerance: float) -> bool:
+    return bool(step.abs().sum() <= tolerance)
 
 
 def _any_small(step: Tensor, tolerance: float) -> bool:
@@ -373,6 +405,7 @@ descend = Check(
         _over_the_edge,
         _up_the_cliff,
         _nearly_there,
+        _by_hand,
     ],
     atol=1e-4,
     mistakes=[
@@ -434,20 +467,35 @@ descend = Check(
         ),
         Mistake(
             partial(_descend, watch_slope=False),
-            "only the loss is asked whether it is finite. At an edge the loss may be finite and\n"
-            "its gradient NaN, and a step by it leads nowhere.\n"
-            'Look at both: the end is "diverged" as soon as either is not finite.',
+            "a gradient of NaN is not noticed where the loss is still finite.\n"
+            "Ask both, the loss and every number of the gradient, for NaN as for infinity:\n"
+            "torch.isfinite.",
         ),
         Mistake(
             partial(_descend, watch_loss=False),
-            "only the gradient is asked whether it is finite. The loss x⁴ is infinite long before\n"
-            "its gradient is.\n"
-            'Look at both: the end is "diverged" as soon as either is not finite.',
+            "an infinite loss is not noticed while its gradient is still finite.\n"
+            "Ask both, the loss and every number of the gradient, for infinity as for NaN:\n"
+            "torch.isfinite.",
         ),
         Mistake(
             partial(_descend, small=_small_length),
             "the length of the whole step is compared with the tolerance.\n"
             "Asked is its largest number, .abs().max(): no number of x changes by more.",
+        ),
+        Mistake(
+            partial(_descend, small=_smaller),
+            "a step of exactly the tolerance is small too: <=, not <.\n"
+            "The example: 8, 4, 2, 1, and the last step is 1, the tolerance.",
+        ),
+        Mistake(
+            partial(_descend, small=_small_sum),
+            "the sum of the changes is compared with the tolerance.\n"
+            "Asked is the largest one, .abs().max(): no number of x changes by more.",
+        ),
+        Mistake(
+            partial(_descend, small=_small_mean),
+            "the mean change is compared with the tolerance.\n"
+            "Asked is the largest one, .abs().max(): no number of x changes by more.",
         ),
         Mistake(
             partial(_descend, before_step=True),
@@ -696,7 +744,8 @@ def _demons_force(warped: Tensor, fixed: Tensor) -> Tensor:
 
 def _two_scans() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(21)
-    images = spatial.smooth(torch.rand(4, 1, 9, 12, generator=generator), 1.2)
+    # Of much contrast: a tiny number added below the line changes nothing here.
+    images = 4 * spatial.smooth(torch.rand(4, 1, 9, 12, generator=generator), 1.2)
     return images[:2].clone(), images[2:].clone()
 
 
@@ -704,6 +753,15 @@ def _on_black() -> tuple[Tensor, Tensor]:
     """Black around the images, as scans have it: nothing to see, nothing to push."""
     warped, fixed = (F.pad(image, (3, 2, 2, 3)) for image in _two_scans())
     return warped, fixed
+
+
+def _one_scan() -> tuple[Tensor, Tensor]:
+    warped, fixed = _on_black()
+    return warped[:1], fixed[:1]
+
+
+def _swapped_force(warped: Tensor, fixed: Tensor, *, guarded: bool = True) -> Tensor:
+    return _force(fixed, warped, guarded=guarded)
 
 
 def _by_differences(image: Tensor) -> Tensor:
@@ -731,13 +789,19 @@ demons_force = Check(
     SLUG,
     "demons_force",
     _demons_force,
-    [_two_scans, _on_black],
+    [_two_scans, _on_black, _one_scan],
+    atol=1e-4,
     mistakes=[
         *_pushes(
             partial(_force, sign=-1.0),
             "these pushes point the wrong way: the images would move further apart.\n"
             "The pull-back looks at x + du, so where the warped image is too dark (f > w), look\n"
             "towards where it gets brighter: +(f − w) g.",
+        ),
+        *_pushes(
+            _swapped_force,
+            "the two images have changed places.\n"
+            "f is the second argument, fixed: +(f − w), and the gradient of f.",
         ),
         *_pushes(
             partial(_force, of=lambda warped, fixed: warped),
