@@ -88,6 +88,20 @@ def head_drawn_by_xavier(channels):
     return head
 
 
+def head_with_gaps(channels):
+    head = nn.Conv2d(channels, 2, 3, padding=2, dilation=2)
+    head.weight.data.normal_(0, 1e-5)
+    head.bias.data.fill_(0)
+    return head
+
+
+def head_in_groups(channels):
+    head = nn.Conv2d(channels, 2, 3, padding=1, groups=2)
+    head.weight.data.normal_(0, 1e-5)
+    head.bias.data.fill_(0)
+    return head
+
+
 def loss_by_hand(moving, fixed, displacement, velocity, weight):
     slopes = [velocity.diff(dim=d).pow(2).mean() for d in (2, 3)]
     likeness = -lncc(warp(moving, displacement, padding="border"), fixed)
@@ -156,6 +170,8 @@ WRONG = {
         (lambda channels: torch.zeros(2, channels, 3, 3), "type"),
         (lambda channels: (1, 2), "type"),
         (head_drawn_by_xavier, "values"),
+        (head_with_gaps, "values"),
+        (head_in_groups, "values"),
     ],
     "registration_loss": [
         (loss_with_extra_axis, "shape"),
@@ -177,7 +193,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG), ids=str)
+# Given in the notebook, where they stand on names of its cells.
+GIVEN = {"from_zero": checks._from_zero, "look": checks._case()[1]}
+
+
+@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG, namespace=GIVEN), ids=str)
 def test_check(case: Case) -> None:
     case.run()
 
@@ -218,11 +238,12 @@ def _wide(channels: int) -> UNet:
 def test_an_unknown_head_is_told_what_it_is() -> None:
     text = checks.flow_head.judge(head_drawn_by_xavier).text
     assert "largest bias is 3" in text and "(2, 16, 7, 9) into (2, 2, 7, 9)" in text
+    assert "Leave away: dilation = (2, 2)." in checks.flow_head.judge(head_with_gaps).text
     assert "Sequential of Conv2d, ReLU" in checks.flow_head.judge(head_with_relu).text
 
 
 def test_chance_does_not_change_what_is_measured() -> None:
-    for seed in range(20):
+    for seed in range(8):
         torch.manual_seed(seed)
         assert all(checks.flow_head.judge(right).name == "right" for right in RIGHT["flow_head"])
         default = checks.flow_head.judge(lambda c: nn.Conv2d(c, 2, 3, padding=1))
@@ -247,7 +268,7 @@ def test_a_training_of_another_similarity_is_refused() -> None:
 
 def test_the_goal_is_reached_by_one_setting_only() -> None:
     right = checks.steps_needed.reference()
-    assert 2 <= right <= 40
+    assert 3 <= right <= 6
     assert checks.steps_needed.judge(lambda: right).name == "right"
     assert checks.steps_needed.judge(lambda: right + 1).stage == "goal"
     assert checks.steps_needed.judge(lambda: float(right)).name == "right"

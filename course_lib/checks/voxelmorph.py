@@ -254,7 +254,8 @@ def _measure_head(head: nn.Conv2d, channels: int) -> _Measured:
     The logarithm of the weights' standard deviation, four steps to a factor of ten; whether their
     mean is further from 0 than chance makes it; whether they lack the tails of a normal
     distribution; whether the bias is 0, tiny or large, and there at all; whether all of it can
-    learn; the kernel's size and the shape that comes out.
+    learn; whether it is more than a plain convolution; the kernel's size and the shape that comes
+    out.
     """
     weight, bias = head.weight.detach().double(), head.bias
     deviation = float(weight.std())
@@ -270,9 +271,16 @@ def _measure_head(head: nn.Conv2d, channels: int) -> _Measured:
     return _Measured(
         (
             *(size, int(off), int(flat), int(largest > 0) + int(largest > 2e-4), there),
-            *(int(learns), *head.kernel_size, *shape),
+            *(int(learns), int(bool(_extras(head))), *head.kernel_size, *shape),
         )
     )
+
+
+def _extras(head: nn.Conv2d) -> str:
+    """The settings that a plain convolution leaves alone, in words; "" where it does."""
+    given = {"dilation": head.dilation, "groups": head.groups, "padding_mode": head.padding_mode}
+    plain: dict[str, object] = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+    return ", ".join(f"{name} = {value}" for name, value in given.items() if value != plain[name])
 
 
 def _head(
@@ -395,7 +403,7 @@ def _said(head: nn.Conv2d, channels: int) -> str:
         f"turns (2, {channels}, 7, 9) into {shape}.\n"
         "Expected: a normal distribution with standard deviation 1e-5 and mean 0, a bias of 0,\n"
         "3 × 3, and (2, 2, 7, 9)."
-    )
+    ) + (f"\nLeave away: {extras}." if (extras := _extras(head)) else "")
 
 
 flow_head = HeadCheck(
@@ -659,7 +667,7 @@ registration_loss = Check(
 
 # --- training loop -------------------------------------------------------------------------------
 
-STEPS = 24
+STEPS = 10
 
 
 @lru_cache(maxsize=2)
