@@ -321,6 +321,7 @@ def watch(step):
          "and the grid, which is more bent the later the step.")  # fmt: skip
 
 
+# %%
 torch.manual_seed(0)
 learner = VoxelMorph(ndim=2)
 history = fit(
@@ -401,7 +402,7 @@ results
 # %% [markdown]
 # Read the column "error (mm)": it compares with the true field, which synthetic pairs have.
 #
-# - The **affine** map hardly helps: these two people differ by bends.
+# - The **affine** map hardly helps: these two heads differ by bends.
 # - **`refine`** comes nearest. It has descended step by step on this very pair. The **network** has looked once.
 # - **Both together**: a few steps on the pair itself improve the network's answer clearly. They do not reach the long search from zero. How many steps of that search is the look worth? The exercise measures it, and the answer is sobering.
 
@@ -444,7 +445,7 @@ for name, row in sorted(real.items(), key=lambda item: item[1]["lncc"]):
 assert not real or real["identity"]["lncc"] < min(real[n]["lncc"] for n in ("OpenCV DIS", "refine"))
 
 # %% [markdown]
-# LEAD TO CHECK
+# <!-- LEAD TO CHECK against the final task2d.json: this paragraph, and that the three points above hold. -->
 #
 # Compare the network's place in the two tables. It was trained on deformations of *two* heads; these are others. What it loses here against the searches, which have no training set, is its **domain gap**. And a better match is no proof of a better field (lesson 14).
 #

@@ -298,6 +298,14 @@ def _head(
     return _measure_head(layer, channels)
 
 
+def _drawn_head(channels: int) -> nn.Conv2d:
+    """The course's flow head, to go on with."""
+    layer = nn.Conv2d(channels, 2, 3, padding=1)
+    nn.init.normal_(layer.weight, std=1e-5)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
 def _default_weights(channels: int, bias: bool) -> _Measured:
     """PyTorch's own weights, with its own bias or with 0."""
     layer = nn.Conv2d(channels, 2, 3, padding=1)
@@ -355,6 +363,11 @@ def _frozen(channels: int) -> _Measured:
 
 class HeadCheck(Check):
     """A check of a layer that is drawn at random: it measures the layer that an answer returns."""
+
+    def or_reference(self, answer: Function) -> Function:
+        """The learner's function, or one that makes a layer: the reference only measures one."""
+        chosen = super().or_reference(answer)
+        return _drawn_head if chosen is self.reference else chosen
 
     def _judge(self, answer: Function) -> Outcome:
         """First what kind of thing came, then its measurements, as any other result."""
@@ -577,6 +590,11 @@ registration_loss = Check(
             ),
             "the roughness is that of the displacement; asked for is that of the velocity,\n"
             "what the network puts out.",
+        ),
+        Mistake(
+            lambda m, f, u, v, weight: lncc(warp(m, u), f) + weight * diffusion(u),
+            "two things: the warp reads zeros outside the image, and the roughness is that of the\n"
+            'displacement. Asked for are padding="border" and the diffusion of the velocity.',
         ),
         Mistake(
             _smooths_the_image,
