@@ -127,7 +127,7 @@ def train_by_enumerating(model, pairs, steps):
     return seen
 
 
-def train_with_tensors(model, pairs, steps):
+def train_in_a_while_loop(model, pairs, steps):
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.002), []
     while len(losses) < steps:
         moving, fixed = pairs[len(losses) % len(pairs)]
@@ -135,10 +135,22 @@ def train_with_tensors(model, pairs, steps):
             given = model(moving, fixed)
             loss = lncc(warp(moving, given[0], padding="border"), fixed)
             loss = loss + diffusion(given.velocity)
-        losses.append(loss.detach())
+        losses.append(float(loss))
         loss.backward()
         optimizer.step()
         model.zero_grad()
+    return losses
+
+
+def train_keeping_tensors(model, pairs, steps):
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.002), []
+    for n in range(steps):
+        moving, fixed = pairs[n % len(pairs)]
+        answer = model(moving, fixed)
+        losses.append(loss_by_hand(moving, fixed, answer.displacement, answer.velocity, 1))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
     return losses
 
 
@@ -155,7 +167,7 @@ RIGHT = {
     "unet": [unet_by_recursion, unet_with_other_layers, unet_by_repeats],
     "flow_head": [head_of_normal, head_in_place, head_by_data],
     "registration_loss": [loss_by_hand],
-    "train": [train_by_enumerating, train_with_tensors],
+    "train": [train_by_enumerating, train_in_a_while_loop],
 }
 WRONG = {
     "sizes_inside": [(lambda: (192, 224), "shape"), (lambda: (180, 218, 11, 13, 64), "values")],
@@ -178,6 +190,8 @@ WRONG = {
         (lambda *a: loss_by_hand(*a).item(), "type"),
     ],
     "train": [
+        (train_keeping_tensors, "law"),
+        (lambda *given: [x.detach() for x in train_keeping_tensors(*given)], "law"),
         (train_a_copy, "law"),
         (train_without_a_list, "type"),
         (lambda model, pairs, steps: [], "shape"),

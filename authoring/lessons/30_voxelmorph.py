@@ -431,7 +431,7 @@ ours = bench["rows"].get("network")  # its mean over these ten pairs is about 0.
 assert ours is None or 0.8 < ours["error_mm"] / video["error_mm"] < 1.3
 
 # %% [markdown]
-# - **DIS** takes hundredths of a second, without any training, and comes about as near to the truth as our network. In 2D, speed alone is no argument for a network; a paper that leaves such a method out flatters its own. (DIS is made for flat images; volumes are another matter.)
+# - **DIS** takes hundredths of a second at most, without any training, and comes about as near to the truth as our network. In 2D, speed alone is no argument for a network; a paper that leaves such a method out flatters its own. (DIS is made for flat images; volumes are another matter.)
 # - **DIPY's SyN-CC** searches for each pair, with local correlation as we do. Who has a second for each pair needs no network.
 # - The **seconds** of a network are those of its answer alone; its card, above, has the minutes of its training.
 #
@@ -442,12 +442,14 @@ real = bench["oasis"]
 print(f"{'':24}  match   folded (%)" if real else "not recorded yet")
 for name, row in sorted(real.items(), key=lambda item: item[1]["lncc"]):
     print(f"{name:24}{row['lncc']:7.3f}{row['folding_percent']:11.3f}")
-assert not real or real["identity"]["lncc"] < min(real[n]["lncc"] for n in ("OpenCV DIS", "refine"))
+if "network" in real:
+    by_match = [real[n]["lncc"] for n in ("identity", "OpenCV DIS", "network", "refine")]
+    assert by_match == sorted(by_match) and by_match[2] > by_match[1] + 0.1
 
 # %% [markdown]
 # <!-- LEAD TO CHECK against the final task2d.json: this paragraph, and that the three points above hold. -->
 #
-# Compare the network's place in the two tables. It was trained on deformations of *two* heads; these are others. What it loses here against the searches, which have no training set, is its **domain gap**. And a better match is no proof of a better field (lesson 14).
+# The order is another than above. The network was trained on deformations of *two* heads and still finds most of the match that `refine` finds. It passes DIS by far: but the match is local correlation, which `refine` and the network were made to raise, and DIS was not. A better match is no proof of a better field (lesson 14).
 #
 # ## 8 · Play: the knob, seven trainings long
 #

@@ -84,6 +84,10 @@ sizes_inside = Check(
             "218 lies between 13 · 16 and 14 · 16; the next power of two is not asked for.",
         ),
         Mistake(
+            lambda: (224, 192, 14, 12, 64),
+            "rows and columns are swapped: 180 rows become 192, and 218 columns 224.",
+        ),
+        Mistake(
             lambda: (192, 224, 14, 12, 64),
             "rows and columns of the bottom are exchanged.\n"
             "The 192 rows are halved to 12, the 224 columns to 14.",
@@ -767,6 +771,10 @@ def _changes_the_model(answer: Function) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def _gives_numbers(answer: Function) -> bool:
+    return not any(isinstance(loss, Tensor) for loss in answer(*_train_inputs(1)[:2], 2))
+
+
 def _wrong_loop(**settings: Any) -> Callable[[nn.Module, Images, int], list[float]]:
     def wrong(model: nn.Module, pairs: Images, steps: int) -> list[float]:
         return _loop(model, pairs, steps, **settings)
@@ -845,10 +853,15 @@ train = Check(
     ],
     laws=[
         Law(
+            _gives_numbers,
+            "right losses, but they are tensors; asked for are numbers.\n"
+            "loss.item() keeps the number and lets the graph go.",
+        ),
+        Law(
             _changes_the_model,
             "right losses, but the model that was given is unchanged afterwards.\n"
             "Likely cause: a deep copy is trained. Train the model itself.",
-        )
+        ),
     ],
     hints=[
         "Five things in each step, in this order: answer, loss, zero_grad, backward, step.",
