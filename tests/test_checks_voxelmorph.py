@@ -88,6 +88,20 @@ def head_drawn_by_xavier(channels):
     return head
 
 
+def head_with_gaps(channels):
+    head = nn.Conv2d(channels, 2, 3, padding=2, dilation=2)
+    head.weight.data.normal_(0, 1e-5)
+    head.bias.data.fill_(0)
+    return head
+
+
+def head_in_groups(channels):
+    head = nn.Conv2d(channels, 2, 3, padding=1, groups=2)
+    head.weight.data.normal_(0, 1e-5)
+    head.bias.data.fill_(0)
+    return head
+
+
 def loss_by_hand(moving, fixed, displacement, velocity, weight):
     slopes = [velocity.diff(dim=d).pow(2).mean() for d in (2, 3)]
     likeness = -lncc(warp(moving, displacement, padding="border"), fixed)
@@ -113,7 +127,7 @@ def train_by_enumerating(model, pairs, steps):
     return seen
 
 
-def train_with_tensors(model, pairs, steps):
+def train_in_a_while_loop(model, pairs, steps):
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.002), []
     while len(losses) < steps:
         moving, fixed = pairs[len(losses) % len(pairs)]
@@ -121,10 +135,22 @@ def train_with_tensors(model, pairs, steps):
             given = model(moving, fixed)
             loss = lncc(warp(moving, given[0], padding="border"), fixed)
             loss = loss + diffusion(given.velocity)
-        losses.append(loss.detach())
+        losses.append(float(loss))
         loss.backward()
         optimizer.step()
         model.zero_grad()
+    return losses
+
+
+def train_keeping_tensors(model, pairs, steps):
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.002), []
+    for n in range(steps):
+        moving, fixed = pairs[n % len(pairs)]
+        answer = model(moving, fixed)
+        losses.append(loss_by_hand(moving, fixed, answer.displacement, answer.velocity, 1))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
     return losses
 
 
@@ -141,7 +167,7 @@ RIGHT = {
     "unet": [unet_by_recursion, unet_with_other_layers, unet_by_repeats],
     "flow_head": [head_of_normal, head_in_place, head_by_data],
     "registration_loss": [loss_by_hand],
-    "train": [train_by_enumerating, train_with_tensors],
+    "train": [train_by_enumerating, train_in_a_while_loop],
 }
 WRONG = {
     "sizes_inside": [(lambda: (192, 224), "shape"), (lambda: (180, 218, 11, 13, 64), "values")],
@@ -156,12 +182,16 @@ WRONG = {
         (lambda channels: torch.zeros(2, channels, 3, 3), "type"),
         (lambda channels: (1, 2), "type"),
         (head_drawn_by_xavier, "values"),
+        (head_with_gaps, "values"),
+        (head_in_groups, "values"),
     ],
     "registration_loss": [
         (loss_with_extra_axis, "shape"),
         (lambda *a: loss_by_hand(*a).item(), "type"),
     ],
     "train": [
+        (train_keeping_tensors, "law"),
+        (lambda *given: [x.detach() for x in train_keeping_tensors(*given)], "law"),
         (train_a_copy, "law"),
         (train_without_a_list, "type"),
         (lambda model, pairs, steps: [], "shape"),
@@ -177,7 +207,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG), ids=str)
+# Given in the notebook, where they stand on names of its cells.
+GIVEN = {"from_zero": checks._from_zero, "look": checks._case()[1]}
+
+
+@pytest.mark.parametrize("case", cases(checks, right=RIGHT, wrong=WRONG, namespace=GIVEN), ids=str)
 def test_check(case: Case) -> None:
     case.run()
 
@@ -211,6 +245,15 @@ def test_the_head_of_the_library_has_what_the_check_measures() -> None:
     ).name == ("right")
 
 
+def test_without_an_answer_the_exercise_goes_on_with_a_layer() -> None:
+    def unfinished(channels):
+        raise NotImplementedError()
+
+    going_on = checks.flow_head.or_reference(unfinished)
+    assert isinstance(going_on(16), nn.Conv2d)
+    assert checks.flow_head.judge(lambda channels: going_on(channels)).name == "right"
+
+
 def _wide(channels: int) -> UNet:
     return UNet(2, encoder=(4,), decoder=((4,), (channels,)))
 
@@ -218,11 +261,12 @@ def _wide(channels: int) -> UNet:
 def test_an_unknown_head_is_told_what_it_is() -> None:
     text = checks.flow_head.judge(head_drawn_by_xavier).text
     assert "largest bias is 3" in text and "(2, 16, 7, 9) into (2, 2, 7, 9)" in text
+    assert "Leave away: dilation = (2, 2)." in checks.flow_head.judge(head_with_gaps).text
     assert "Sequential of Conv2d, ReLU" in checks.flow_head.judge(head_with_relu).text
 
 
 def test_chance_does_not_change_what_is_measured() -> None:
-    for seed in range(20):
+    for seed in range(8):
         torch.manual_seed(seed)
         assert all(checks.flow_head.judge(right).name == "right" for right in RIGHT["flow_head"])
         default = checks.flow_head.judge(lambda c: nn.Conv2d(c, 2, 3, padding=1))
@@ -247,7 +291,7 @@ def test_a_training_of_another_similarity_is_refused() -> None:
 
 def test_the_goal_is_reached_by_one_setting_only() -> None:
     right = checks.steps_needed.reference()
-    assert 2 <= right <= 40
+    assert 3 <= right <= 6
     assert checks.steps_needed.judge(lambda: right).name == "right"
     assert checks.steps_needed.judge(lambda: right + 1).stage == "goal"
     assert checks.steps_needed.judge(lambda: float(right)).name == "right"

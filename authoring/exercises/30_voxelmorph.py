@@ -345,7 +345,7 @@ def steps_needed():
 check.steps_needed(steps_needed)
 
 # %% [markdown]
-# A look is worth that many steps of search on each of three sizes, and `refine` goes on where the network stops: 60 steps lead clearly further. So a network pays where that much is enough and there are many pairs, or where it is the start of a search. For a single pair, its training costs far more than it saves.
+# Few steps, and most of them on small images: on these slices a search takes hardly longer than the look. And `refine` goes on where the network stops. A network pays where there are very many pairs, or where each step of a search is dear, as in large volumes. For a single pair, its training costs far more than it saves.
 
 # %% [markdown]
 # ## Where you stand

@@ -84,6 +84,10 @@ sizes_inside = Check(
             "218 lies between 13 · 16 and 14 · 16; the next power of two is not asked for.",
         ),
         Mistake(
+            lambda: (224, 192, 14, 12, 64),
+            "rows and columns are swapped: 180 rows become 192, and 218 columns 224.",
+        ),
+        Mistake(
             lambda: (192, 224, 14, 12, 64),
             "rows and columns of the bottom are exchanged.\n"
             "The 192 rows are halved to 12, the 224 columns to 14.",
@@ -254,7 +258,8 @@ def _measure_head(head: nn.Conv2d, channels: int) -> _Measured:
     The logarithm of the weights' standard deviation, four steps to a factor of ten; whether their
     mean is further from 0 than chance makes it; whether they lack the tails of a normal
     distribution; whether the bias is 0, tiny or large, and there at all; whether all of it can
-    learn; the kernel's size and the shape that comes out.
+    learn; whether it is more than a plain convolution; the kernel's size and the shape that comes
+    out.
     """
     weight, bias = head.weight.detach().double(), head.bias
     deviation = float(weight.std())
@@ -270,9 +275,16 @@ def _measure_head(head: nn.Conv2d, channels: int) -> _Measured:
     return _Measured(
         (
             *(size, int(off), int(flat), int(largest > 0) + int(largest > 2e-4), there),
-            *(int(learns), *head.kernel_size, *shape),
+            *(int(learns), int(bool(_extras(head))), *head.kernel_size, *shape),
         )
     )
+
+
+def _extras(head: nn.Conv2d) -> str:
+    """The settings that a plain convolution leaves alone, in words; "" where it does."""
+    given = {"dilation": head.dilation, "groups": head.groups, "padding_mode": head.padding_mode}
+    plain: dict[str, object] = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+    return ", ".join(f"{name} = {value}" for name, value in given.items() if value != plain[name])
 
 
 def _head(
@@ -288,6 +300,14 @@ def _head(
     nn.init.normal_(layer.weight, std=std)
     nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
     return _measure_head(layer, channels)
+
+
+def _drawn_head(channels: int) -> nn.Conv2d:
+    """The course's flow head, to go on with."""
+    layer = nn.Conv2d(channels, 2, 3, padding=1)
+    nn.init.normal_(layer.weight, std=1e-5)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
 
 def _default_weights(channels: int, bias: bool) -> _Measured:
@@ -348,6 +368,11 @@ def _frozen(channels: int) -> _Measured:
 class HeadCheck(Check):
     """A check of a layer that is drawn at random: it measures the layer that an answer returns."""
 
+    def or_reference(self, answer: Function) -> Function:
+        """The learner's function, or one that makes a layer: the reference only measures one."""
+        chosen = super().or_reference(answer)
+        return _drawn_head if chosen is self.reference else chosen
+
     def _judge(self, answer: Function) -> Outcome:
         """First what kind of thing came, then its measurements, as any other result."""
 
@@ -395,7 +420,7 @@ def _said(head: nn.Conv2d, channels: int) -> str:
         f"turns (2, {channels}, 7, 9) into {shape}.\n"
         "Expected: a normal distribution with standard deviation 1e-5 and mean 0, a bias of 0,\n"
         "3 × 3, and (2, 2, 7, 9)."
-    )
+    ) + (f"\nLeave away: {extras}." if (extras := _extras(head)) else "")
 
 
 flow_head = HeadCheck(
@@ -571,6 +596,11 @@ registration_loss = Check(
             "what the network puts out.",
         ),
         Mistake(
+            lambda m, f, u, v, weight: lncc(warp(m, u), f) + weight * diffusion(u),
+            "two things: the warp reads zeros outside the image, and the roughness is that of the\n"
+            'displacement. Asked for are padding="border" and the diffusion of the velocity.',
+        ),
+        Mistake(
             _smooths_the_image,
             "the roughness is that of the warped image; it has to be that of the network's field.\n"
             "A warped image is smooth or rough as the moving one is: this does not hold the field\n"
@@ -659,7 +689,7 @@ registration_loss = Check(
 
 # --- training loop -------------------------------------------------------------------------------
 
-STEPS = 24
+STEPS = 10
 
 
 @lru_cache(maxsize=2)
@@ -741,6 +771,10 @@ def _changes_the_model(answer: Function) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def _gives_numbers(answer: Function) -> bool:
+    return not any(isinstance(loss, Tensor) for loss in answer(*_train_inputs(1)[:2], 2))
+
+
 def _wrong_loop(**settings: Any) -> Callable[[nn.Module, Images, int], list[float]]:
     def wrong(model: nn.Module, pairs: Images, steps: int) -> list[float]:
         return _loop(model, pairs, steps, **settings)
@@ -819,10 +853,15 @@ train = Check(
     ],
     laws=[
         Law(
+            _gives_numbers,
+            "right losses, but they are tensors; asked for are numbers.\n"
+            "loss.item() keeps the number and lets the graph go.",
+        ),
+        Law(
             _changes_the_model,
             "right losses, but the model that was given is unchanged afterwards.\n"
             "Likely cause: a deep copy is trained. Train the model itself.",
-        )
+        ),
     ],
     hints=[
         "Five things in each step, in this order: answer, loss, zero_grad, backward, step.",
