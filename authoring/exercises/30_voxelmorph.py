@@ -198,7 +198,7 @@ def registration_loss(moving, fixed, displacement, velocity, weight):
         weight: a number, λ
 
     Returns:
-        float tensor without axes; gradients pass to displacement and velocity
+        float tensor without axes; gradients pass to all four tensors
 
     Example:
         With a displacement and a velocity of 0, it is lncc(moving, fixed)
@@ -294,7 +294,7 @@ show(
     alt="The loss of one pair falls within 60 steps.",
 )
 print(f"off the truth: {errors[0]:.1f} voxels before, {errors[1]:.1f} after")
-assert losses[-1] < losses[0] - 0.1 and errors[1] < 0.5 * errors[0]
+assert losses[-1] < float(lncc(pair.moving, pair.fixed)) - 0.1 and errors[1] < 0.5 * errors[0]
 
 # %% [markdown]
 # The loss falls from the first steps on, and the field comes nearer to a truth that nobody showed. Your VoxelMorph works; what is missing is time.
@@ -345,7 +345,20 @@ def steps_needed():
 check.steps_needed(steps_needed)
 
 # %% [markdown]
-# Few steps, and most of them on small images: on these slices a search takes hardly longer than the look. And `refine` goes on where the network stops. A network pays where there are very many pairs, or where each step of a search is dear, as in large volumes. For a single pair, its training costs far more than it saves.
+# Few steps, and most of them on small images: on these slices a search takes hardly longer than the look. A network pays where there are very many pairs, or where each step of a search is dear, as in large volumes. For a single pair, its training costs far more than it saves.
+#
+# And more steps? The energy goes on falling. Does the field come nearer to the truth?
+
+# %%
+errors = {}
+for steps in (8, 60):
+    u = refine(unseen.moving, unseen.fixed, steps=steps, tolerance=0)
+    errors[steps] = float(endpoint_error(u, unseen.displacement, mask=unseen.fixed_labels > 0))
+    print(f"{steps:2} steps on each size: energy {energy(u):.2f}, off by {errors[steps]:.2f} voxels")
+assert errors[8] < errors[60]
+
+# %% [markdown]
+# On this pair it does not: the energy is what we can measure without a truth, and not what we want (lesson 14).
 
 # %% [markdown]
 # ## Where you stand
