@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import training
-from course_lib.datasets import Pair, brains
+from course_lib.datasets import Pair, brains, collate
 from course_lib.losses import diffusion, lncc, mse, ncc
 from course_lib.models import Prediction, VoxelMorph
 from course_lib.spatial import integrate, resize_displacement, smooth, warp
@@ -716,6 +716,16 @@ def test_the_error_counts_inside_the_fixed_labels():
     found = score(Constant(0.0, 0.0), [outside])
     assert found["error_voxels"] == pytest.approx(3 * 16 / 320)
     assert set(found) == {"folding", "error_voxels"}
+
+
+def test_a_structure_that_one_item_of_a_batch_lacks_does_not_count_there():
+    pair = make_pair()
+    assert pair.fixed_labels is not None
+    small = pair._replace(moving_labels=pair.fixed_labels, displacement=None)
+    lacking = small._replace(
+        moving_labels=pair.fixed_labels.clamp(max=1), fixed_labels=pair.fixed_labels.clamp(max=1)
+    )
+    assert score(Constant(0.0, 0.0), [collate([small, lacking])])["dice"] == 1
 
 
 def test_only_what_all_pairs_know_is_scored():
