@@ -11,9 +11,16 @@ from IPython.display import Markdown, display
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from course_lib.datasets import Pair
 from course_lib.drawing import Page, png, stack
 from course_lib.plotting import Still
-from course_lib.validation import require_finite, require_image, require_number
+from course_lib.validation import (
+    require_finite,
+    require_image,
+    require_labels,
+    require_number,
+    require_same,
+)
 
 STILL_ROOM = (168, 144)  # pixels of a panel in the still picture
 
@@ -146,3 +153,19 @@ def percent(fraction: float) -> str:
 def score_text(value: float) -> str:
     """A correlation in words."""
     return "undefined (a constant image)" if math.isnan(value) else f"{value:.3f}"
+
+
+def require_labeled_pair(pair: object) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The images, and the moving and fixed labels, of one 2D pair."""
+    if not isinstance(pair, Pair):
+        raise TypeError(f"pair: expected a Pair, got {type(pair).__name__}")
+    moving, fixed = require_slice("moving", pair.moving), require_slice("fixed", pair.fixed)
+    require_same("moving", moving, "fixed", fixed)
+    labels = []
+    for name, part in (("moving_labels", pair.moving_labels), ("fixed_labels", pair.fixed_labels)):
+        require_labels(name, part)
+        labels.append(part.detach().cpu().clone())  # type: ignore[union-attr]
+        require_same(name, labels[-1], "fixed", fixed)
+    if not bool((labels[1] > 0).any()):
+        raise ValueError("fixed_labels: expected labels above 0, got none")
+    return moving, fixed, (labels[0], labels[1])

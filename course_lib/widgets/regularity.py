@@ -17,7 +17,6 @@ from course_lib.spatial import identity_grid, jacobian_determinant, warp
 from course_lib.validation import (
     require_displacement,
     require_finite,
-    require_labels,
     require_number,
     require_same,
 )
@@ -29,7 +28,7 @@ from course_lib.widgets.playground import (
     percent,
     quick,
     require_fraction,
-    require_slice,
+    require_labeled_pair,
     score_text,
     slider,
 )
@@ -74,7 +73,7 @@ def regularity_explorer(
 
     Used in lesson 14.
     """
-    moving, fixed, labels = _require_pair(pair)
+    moving, fixed, labels = require_labeled_pair(pair)
     exponents = _require_weights(diffusion, bending)
     with quick():
         results = [
@@ -175,22 +174,6 @@ def _draw_result(result: _Result, window: tuple[float, float], page: Page) -> Pi
     )
     text = [line.replace("-", "−") for line in lines]
     return page.draw(panels, text, alarm=bool(folded.any()))
-
-
-def _require_pair(pair: object) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The images, and the moving and fixed labels, of one 2D pair."""
-    if not isinstance(pair, Pair):
-        raise TypeError(f"pair: expected a Pair, got {type(pair).__name__}")
-    moving, fixed = require_slice("moving", pair.moving), require_slice("fixed", pair.fixed)
-    require_same("moving", moving, "fixed", fixed)
-    labels = []
-    for name, part in (("moving_labels", pair.moving_labels), ("fixed_labels", pair.fixed_labels)):
-        require_labels(name, part)
-        labels.append(part.detach().cpu().clone())  # type: ignore[union-attr]
-        require_same(name, labels[-1], "fixed", fixed)
-    if not bool((labels[1] > 0).any()):
-        raise ValueError("fixed_labels: expected labels above 0, got none")
-    return moving, fixed, (labels[0], labels[1])
 
 
 def _require_weights(diffusion: object, bending: object) -> list[float]:

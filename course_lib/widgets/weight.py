@@ -29,7 +29,6 @@ from course_lib.spatial import identity_grid, jacobian_determinant, warp
 from course_lib.validation import (
     require_displacement,
     require_finite,
-    require_labels,
     require_number,
     require_same,
 )
@@ -40,7 +39,7 @@ from course_lib.widgets.playground import (
     make_playground,
     percent,
     quick,
-    require_slice,
+    require_labeled_pair,
     slider,
 )
 
@@ -86,7 +85,7 @@ def weight_explorer(
 
     Used in lesson 30.
     """
-    moving, fixed, labels = _require_pair(pair)
+    moving, fixed, labels = require_labeled_pair(pair)
     exponents = _require_weights(fields)
     curves = _require_scores(scores, sorted(fields))
     with quick():
@@ -214,22 +213,6 @@ def _draw_curves(curves: Sequence[Sequence[float]], chosen: int, panel: tuple[in
 def _three(value: float) -> str:
     """A score with three digits after the point."""
     return f"{value:.3f}"
-
-
-def _require_pair(pair: object) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The images, and the moving and fixed labels, of one 2D pair."""
-    if not isinstance(pair, Pair):
-        raise TypeError(f"pair: expected a Pair, got {type(pair).__name__}")
-    moving, fixed = require_slice("moving", pair.moving), require_slice("fixed", pair.fixed)
-    require_same("moving", moving, "fixed", fixed)
-    labels = []
-    for name, part in (("moving_labels", pair.moving_labels), ("fixed_labels", pair.fixed_labels)):
-        require_labels(name, part)
-        labels.append(part.detach().cpu().clone())  # type: ignore[union-attr]
-        require_same(name, labels[-1], "fixed", fixed)
-    if not bool((labels[1] > 0).any()):
-        raise ValueError("fixed_labels: expected labels above 0, got none")
-    return moving, fixed, (labels[0], labels[1])
 
 
 def _require_weights(fields: object) -> list[float]:
