@@ -933,6 +933,6 @@ steps_needed = Goal(
     valid=_valid_steps,
     hints=[
         "Call from_zero(…) with a few numbers and compare with look; or let a loop do it.",
-        "More steps, lower energy, nearly always. Start with 2, 5, 10 and 20, then look in between.",
+        "More steps, nearly always lower energy. Start with 2, 5, 10 and 20, then look between.",
     ],
 )
